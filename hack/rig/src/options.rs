@@ -1,0 +1,72 @@
+//! How a cluster is wanted.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use anyhow::Result;
+
+use crate::process::{Lifetime, ProcessId};
+use crate::repo::Repo;
+
+/// How a cluster is brought up.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The cluster's folder: certificates, data, logs, `rig.json`.
+    pub dir: PathBuf,
+    /// Whether the cluster ends with this program.
+    pub lifetime: Lifetime,
+    /// Whether the folder goes when the cluster does.
+    pub remove_dir: bool,
+    /// Whether each step is reported on stderr.
+    pub progress: bool,
+    /// Further command-line arguments by part, for example `kube-apiserver`: `--runtime-config=api/all=true`.
+    pub extra_args: BTreeMap<String, Vec<String>>,
+}
+
+impl Options {
+    /// The cluster of `rig up`: in `.cluster/run`, and it stays until `rig down`.
+    pub fn standing() -> Result<Self> {
+        let dir = Repo::find()?.cluster_dir().join("run");
+        Ok(Self::in_dir(dir, Lifetime::Detached))
+    }
+
+    /// A cluster for one test program, in a folder of its own: it ends with the program, even if that is killed.
+    pub fn temporary() -> Result<Self> {
+        // Tests of one program run side by side, and a process id comes again.
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let parent = Repo::find()?.cluster_dir().join("temporary");
+        sweep(&parent);
+        let now = std::time::UNIX_EPOCH.elapsed().unwrap_or_default().as_millis();
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let dir = parent.join(format!("{}-{now}-{number}", std::process::id()));
+        Ok(Self { remove_dir: true, progress: false, ..Self::in_dir(dir, Lifetime::Owned) })
+    }
+
+    /// A cluster in a given folder.
+    pub fn in_dir(dir: impl Into<PathBuf>, lifetime: Lifetime) -> Self {
+        Self { dir: dir.into(), lifetime, remove_dir: false, progress: true, extra_args: BTreeMap::new() }
+    }
+
+    /// Adds a command-line argument to a part: `etcd`, `kube-apiserver`, `kube-controller-manager`,
+    /// `kube-scheduler`, `kwok` or `kueue`.
+    #[must_use]
+    pub fn extra_arg(mut self, part: &str, arg: impl Into<String>) -> Self {
+        self.extra_args.entry(part.to_owned()).or_default().push(arg.into());
+        self
+    }
+}
+
+/// Removes what test programs have left that were killed before they could tidy up.
+fn sweep(parent: &Path) {
+    for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let owner = name.split('-').next().and_then(|pid| pid.parse().ok());
+        let old = entry.metadata().and_then(|it| it.modified()).ok().and_then(|at| at.elapsed().ok());
+        let hours = old.unwrap_or_default().as_secs() / 3600;
+        if owner.is_some_and(|pid| ProcessId::of(pid).is_none()) && hours >= 1 {
+            let _ = fs::remove_dir_all(entry.path());
+        }
+    }
+}

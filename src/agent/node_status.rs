@@ -1,0 +1,109 @@
+//! The node's `nvidia.com/mig-*` resources in `nodes/status`.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use kube::api::{Patch, PatchParams};
+use kube::{Api, Client};
+use slicegate_core::profile::{ProfileName, RESOURCE_PREFIX};
+
+use crate::api::names;
+
+/// What the Node is to show.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Advertised {
+    /// Slices of each profile that the GPUs could hold at most.
+    pub capacity: BTreeMap<ProfileName, u32>,
+    /// Slices of each profile that pods can have, or have.
+    pub allocatable: BTreeMap<ProfileName, u32>,
+}
+
+/// Writes the resources of one Node, and nothing else of it.
+pub struct NodeStatus {
+    api: Api<Node>,
+    name: String,
+    /// As the Node shows them, by resource; `None` when that is not known.
+    shown: Option<Shown>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Shown {
+    capacity: BTreeMap<String, String>,
+    allocatable: BTreeMap<String, String>,
+}
+
+impl NodeStatus {
+    /// For the Node `name`.
+    pub fn new(client: Client, name: &str) -> Self {
+        Self { api: Api::all(client), name: name.to_owned(), shown: None }
+    }
+
+    /// Reads the Node; `Ok(false)` when it does not exist.
+    pub async fn refresh(&mut self) -> kube::Result<bool> {
+        let node = self.api.get_opt(&self.name).await?;
+        self.shown = node.as_ref().map(shown);
+        Ok(node.is_some())
+    }
+
+    /// Makes the Node show `wanted`. Resources that it shows and that are not wanted any more go to zero.
+    pub async fn advertise(&mut self, wanted: &Advertised) -> kube::Result<()> {
+        if self.shown.is_none() {
+            self.refresh().await?;
+        }
+        let known = self.shown.clone().unwrap_or(Shown { capacity: BTreeMap::new(), allocatable: BTreeMap::new() });
+        let target = Shown {
+            capacity: with_zeros(&known.capacity, &wanted.capacity),
+            allocatable: with_zeros(&known.allocatable, &wanted.allocatable),
+        };
+        if Some(&target) == self.shown.as_ref() {
+            return Ok(());
+        }
+        let patch = serde_json::json!({"status": {"capacity": target.capacity, "allocatable": target.allocatable}});
+        let parameters = PatchParams { field_manager: Some(names::AGENT_MANAGER.to_owned()), ..PatchParams::default() };
+        // Not known until the answer is here: a lost answer must not pass for a write that did not happen.
+        self.shown = None;
+        let node = self.api.patch_status(&self.name, &parameters, &Patch::Merge(patch)).await?;
+        self.shown = Some(shown(&node));
+        Ok(())
+    }
+}
+
+fn with_zeros(known: &BTreeMap<String, String>, wanted: &BTreeMap<ProfileName, u32>) -> BTreeMap<String, String> {
+    let mut all: BTreeMap<String, String> = known.keys().map(|name| (name.clone(), "0".to_owned())).collect();
+    all.extend(wanted.iter().map(|(profile, count)| (profile.resource(), count.to_string())));
+    all
+}
+
+fn shown(node: &Node) -> Shown {
+    let ours = |list: Option<&BTreeMap<String, Quantity>>| {
+        list.into_iter()
+            .flatten()
+            .filter(|(name, _)| name.starts_with(RESOURCE_PREFIX))
+            .map(|(name, quantity)| (name.clone(), quantity.0.clone()))
+            .collect()
+    };
+    let status = node.status.as_ref();
+    Shown {
+        capacity: ours(status.and_then(|s| s.capacity.as_ref())),
+        allocatable: ours(status.and_then(|s| s.allocatable.as_ref())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_offered_no_more_goes_to_zero() {
+        let known = BTreeMap::from([("nvidia.com/mig-7g.80gb".to_owned(), "1".to_owned())]);
+        let wanted = BTreeMap::from([("1g.10gb+me".parse().unwrap(), 2)]);
+        assert_eq!(
+            with_zeros(&known, &wanted),
+            BTreeMap::from([
+                ("nvidia.com/mig-1g.10gb.me".to_owned(), "2".to_owned()),
+                ("nvidia.com/mig-7g.80gb".to_owned(), "0".to_owned()),
+            ])
+        );
+    }
+}

@@ -1,0 +1,216 @@
+//! `MIGNode.status`.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use slicegate_core::agent::Report;
+use slicegate_core::geometry::Model;
+use slicegate_core::node::SliceState;
+use slicegate_core::time::Timestamp;
+
+use super::nvml::{Found, GpuInfo};
+use crate::api::convert::time;
+use crate::api::mig_node::{
+    ForeignInstance, GpuStatus, Health, MIGNodeStatus, MigMode, ModelStatus, ProfileStatus, SliceState as ApiState,
+    SliceStatus, Summary,
+};
+
+/// Everything that a status tells.
+pub struct Facts<'a> {
+    /// The GPUs.
+    pub gpus: &'a [GpuInfo],
+    /// What is wrong with GPUs that do not answer, by UUID.
+    pub unhealthy: &'a BTreeMap<String, String>,
+    /// What is wrong beyond single GPUs.
+    pub problems: &'a [String],
+    /// What happened to the journal, if something did.
+    pub damage: Option<&'a str>,
+    /// The slices.
+    pub reports: &'a [Report],
+    /// Foreign instances, by GPU.
+    pub foreign: &'a [(String, Found)],
+    /// Boot id.
+    pub boot_id: &'a str,
+    /// Driver version.
+    pub driver_version: &'a str,
+    /// Generation of spec taken up.
+    pub generation: i64,
+}
+
+/// The status that says so; times of conditions that have not changed are those of `before`.
+pub fn status(now: Timestamp, facts: &Facts<'_>, before: &MIGNodeStatus) -> MIGNodeStatus {
+    let exists = |r: &&Report| r.instance.is_some();
+    let in_use = facts.reports.iter().filter(|r| r.state == SliceState::InUse).count();
+    MIGNodeStatus {
+        models: models(facts.gpus),
+        gpus: facts
+            .gpus
+            .iter()
+            .map(|gpu| GpuStatus {
+                uuid: gpu.uuid.to_string(),
+                index: gpu.index,
+                model: gpu.model.name.to_string(),
+                mig_mode: gpu.mig_mode,
+                health: match facts.unhealthy.get(gpu.uuid.as_str()) {
+                    Some(_) => Health::Unhealthy,
+                    None => Health::Healthy,
+                },
+                message: facts.unhealthy.get(gpu.uuid.as_str()).cloned(),
+            })
+            .collect(),
+        slices: facts.reports.iter().map(slice).collect(),
+        foreign: facts
+            .foreign
+            .iter()
+            .map(|(gpu, found)| ForeignInstance {
+                gpu: gpu.clone(),
+                profile: found.slice.profile.to_string(),
+                start: found.slice.start,
+                size: found.slice.size,
+            })
+            .collect(),
+        summary: Some(Summary {
+            gpus: inventory(facts.gpus),
+            slices: u32::try_from(facts.reports.iter().filter(exists).count()).unwrap_or(u32::MAX),
+            in_use: u32::try_from(in_use).unwrap_or(u32::MAX),
+        }),
+        boot_id: Some(facts.boot_id.to_owned()),
+        driver_version: Some(facts.driver_version.to_owned()),
+        agent_version: Some(env!("CARGO_PKG_VERSION").to_owned()),
+        observed_generation: Some(facts.generation),
+        conditions: vec![ready(now, facts, before)],
+    }
+}
+
+/// The GPU models in a line, as in "8 × A100-SXM4-80GB".
+fn inventory(gpus: &[GpuInfo]) -> String {
+    let mut counts: BTreeMap<&str, u32> = BTreeMap::new();
+    for gpu in gpus {
+        *counts.entry(gpu.model.name.trim_start_matches("NVIDIA ")).or_default() += 1;
+    }
+    counts.iter().map(|(name, count)| format!("{count} × {name}")).collect::<Vec<_>>().join(", ")
+}
+
+fn models(gpus: &[GpuInfo]) -> Vec<ModelStatus> {
+    let mut seen = BTreeSet::new();
+    gpus.iter().filter(|gpu| seen.insert(gpu.model.name.clone())).map(|gpu| model(&gpu.model)).collect()
+}
+
+fn model(model: &Model) -> ModelStatus {
+    ModelStatus {
+        name: model.name.to_string(),
+        units: model.units,
+        profiles: model
+            .profiles
+            .iter()
+            .map(|p| ProfileStatus {
+                name: p.name.to_string(),
+                id: p.id,
+                size: p.size,
+                starts: p.starts.clone(),
+                max_count: p.max_count,
+                memory_mib: p.memory_mib,
+            })
+            .collect(),
+    }
+}
+
+fn slice(report: &Report) -> SliceStatus {
+    SliceStatus {
+        gpu: report.gpu.to_string(),
+        profile: report.slice.profile.to_string(),
+        start: report.slice.start,
+        size: report.slice.size,
+        state: match report.state {
+            SliceState::Creating => ApiState::Creating,
+            SliceState::Idle => ApiState::Idle,
+            SliceState::InUse => ApiState::InUse,
+            SliceState::Draining => ApiState::Draining,
+            SliceState::Failed => ApiState::Failed,
+        },
+        since: time(report.since),
+        uuid: report.compute.as_ref().map(|c| c.uuid.clone()),
+        gpu_instance_id: report.instance,
+        compute_instance_id: report.compute.as_ref().map(|c| c.id),
+        pod: report.holder.clone(),
+        message: report.message.clone(),
+    }
+}
+
+/// A slice state as a metrics label.
+pub fn state_name(state: SliceState) -> &'static str {
+    match state {
+        SliceState::Creating => "Creating",
+        SliceState::Idle => "Idle",
+        SliceState::InUse => "InUse",
+        SliceState::Draining => "Draining",
+        SliceState::Failed => "Failed",
+    }
+}
+
+fn ready(now: Timestamp, facts: &Facts<'_>, before: &MIGNodeStatus) -> Condition {
+    let (status, reason, message) = verdict(facts);
+    let same = before.conditions.iter().find(|c| c.type_ == "Ready" && c.status == status);
+    Condition {
+        type_: "Ready".to_owned(),
+        status: status.to_owned(),
+        reason: reason.to_owned(),
+        message,
+        observed_generation: None,
+        last_transition_time: same.map_or_else(|| time(now), |c| c.last_transition_time.clone()),
+    }
+}
+
+fn verdict(facts: &Facts<'_>) -> (&'static str, &'static str, String) {
+    let off: Vec<String> =
+        facts.gpus.iter().filter(|g| g.mig_mode == MigMode::Disabled).map(|g| g.index.to_string()).collect();
+    let how_to_enable = || {
+        format!(
+            "MIG mode is off on GPU {}: drain it and run nvidia-smi -i {} -mig 1 on the node.",
+            off.join(", "),
+            off.join(",")
+        )
+    };
+    let usable = facts
+        .gpus
+        .iter()
+        .filter(|g| g.mig_mode == MigMode::Enabled && !facts.unhealthy.contains_key(g.uuid.as_str()))
+        .count();
+    if facts.gpus.is_empty() && facts.problems.is_empty() {
+        return ("False", "NoGPU", "NVML lists no GPU on this node.".to_owned());
+    }
+    if usable == 0 {
+        let message = match (facts.problems.first(), off.is_empty()) {
+            (Some(problem), _) => problem.clone(),
+            (None, false) => how_to_enable(),
+            (None, true) => "No GPU of this node can be partitioned.".to_owned(),
+        };
+        return ("False", "NoUsableGPU", message);
+    }
+    if let Some(damage) = facts.damage {
+        return ("True", "JournalReset", damage.to_owned());
+    }
+    if let Some(problem) = facts.problems.first().or_else(|| facts.unhealthy.values().next()) {
+        return ("True", "SomeGPUsUnusable", problem.clone());
+    }
+    if !off.is_empty() {
+        return ("True", "SomeGPUsUnusable", how_to_enable());
+    }
+    ("True", "Ready", "Slices can be made on every GPU.".to_owned())
+}
+
+/// The status of a node whose NVML cannot be used.
+pub fn unavailable(now: Timestamp, message: &str, before: &MIGNodeStatus) -> MIGNodeStatus {
+    let same = before.conditions.iter().find(|c| c.type_ == "Ready" && c.status == "False");
+    MIGNodeStatus {
+        conditions: vec![Condition {
+            type_: "Ready".to_owned(),
+            status: "False".to_owned(),
+            reason: "NVMLUnavailable".to_owned(),
+            message: message.to_owned(),
+            observed_generation: None,
+            last_transition_time: same.map_or_else(|| time(now), |c| c.last_transition_time.clone()),
+        }],
+        ..MIGNodeStatus::default()
+    }
+}

@@ -1,0 +1,178 @@
+//! `--kubelet=none`: the agent plays the kubelet's device manager.
+//!
+//! On an emulated node no kubelet hands devices to containers. The agent then watches the pods bound to its node and gives
+//! each a slice of what it asks for, as a device plugin's Allocate would, and takes it back when the pod is over.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use futures::TryStreamExt;
+use k8s_openapi::api::core::v1::Pod;
+use kube::runtime::{WatchStreamExt, watcher};
+use kube::{Api, Client, ResourceExt};
+use slicegate_core::geometry::Slice;
+use slicegate_core::id::{GpuUuid, PodUid};
+use slicegate_core::profile::ProfileName;
+use tokio::sync::mpsc;
+use tracing::warn;
+
+use crate::api::convert::workload::pod_demand;
+
+/// A live pod and what it holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Holder {
+    /// `namespace/name`.
+    pub name: String,
+    /// Slices of each profile.
+    pub slices: BTreeMap<ProfileName, u32>,
+}
+
+/// The live pods of the node that ask for slices.
+pub type Holders = BTreeMap<PodUid, Holder>;
+
+/// Follows the pods bound to `node`, sending the whole set at every change.
+pub async fn follow(client: Client, node: &str, holders: mpsc::Sender<Holders>) {
+    let config = watcher::Config::default().fields(&format!("spec.nodeName={node}"));
+    let mut events = std::pin::pin!(watcher(Api::<Pod>::all(client), config).default_backoff());
+    let mut live = Holders::new();
+    let mut listed = Holders::new();
+    loop {
+        match events.try_next().await {
+            Ok(None) => return,
+            Err(error) => {
+                warn!(%error, "watch of the node's pods interrupted; trying again");
+                continue;
+            }
+            Ok(Some(watcher::Event::Init)) => {
+                listed.clear();
+                continue;
+            }
+            Ok(Some(watcher::Event::InitApply(pod))) => {
+                listed.extend(holder(&pod));
+                continue;
+            }
+            Ok(Some(watcher::Event::InitDone)) => live = std::mem::take(&mut listed),
+            Ok(Some(watcher::Event::Delete(pod))) => {
+                if live.remove(&uid(&pod)).is_none() {
+                    continue;
+                }
+            }
+            Ok(Some(watcher::Event::Apply(pod))) => {
+                let (uid, now) = (uid(&pod), holder(&pod));
+                if live.get(&uid) == now.as_ref().map(|(_, holder)| holder) {
+                    continue;
+                }
+                live.remove(&uid);
+                live.extend(now);
+            }
+        }
+        if holders.send(live.clone()).await.is_err() {
+            return;
+        }
+    }
+}
+
+fn uid(pod: &Pod) -> PodUid {
+    pod.uid().unwrap_or_default().into()
+}
+
+fn holder(pod: &Pod) -> Option<(PodUid, Holder)> {
+    let phase = pod.status.as_ref().and_then(|s| s.phase.as_deref());
+    if matches!(phase, Some("Succeeded" | "Failed")) {
+        return None;
+    }
+    let (slices, _) = pod_demand(pod.spec.as_ref()?).ok()?;
+    let name = format!("{}/{}", pod.namespace().unwrap_or_default(), pod.name_any());
+    (!slices.is_empty()).then(|| (uid(pod), Holder { name, slices }))
+}
+
+/// A slice that a pod can be given.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Place {
+    /// Index of the GPU: what is handed out first.
+    pub index: u32,
+    /// The GPU.
+    pub gpu: GpuUuid,
+    /// The slice.
+    pub slice: Slice,
+}
+
+/// Which pod holds which slice.
+#[derive(Debug, Default)]
+pub struct Bindings(BTreeMap<(GpuUuid, Slice), (PodUid, String)>);
+
+impl Bindings {
+    /// What holds a slice.
+    pub fn holder(&self, gpu: &GpuUuid, slice: &Slice) -> Option<&str> {
+        self.0.get(&(gpu.clone(), slice.clone())).map(|(_, name)| name.as_str())
+    }
+
+    /// Takes slices back from pods that are over and gives slices to those that have too few, out of `free`: committed
+    /// slices that are not about to go. `known` says who had which before this agent started.
+    pub fn update(&mut self, pods: &Holders, free: &BTreeSet<Place>, known: &BTreeMap<(GpuUuid, Slice), String>) {
+        self.0.retain(|_, (uid, _)| pods.contains_key(uid));
+        for (uid, pod) in pods {
+            for (profile, count) in &pod.slices {
+                let held = self.0.iter().filter(|((_, s), (u, _))| u == uid && s.profile == *profile).count();
+                let missing = usize::try_from(*count).unwrap_or(usize::MAX).saturating_sub(held);
+                let mut candidates: Vec<&Place> = free
+                    .iter()
+                    .filter(|p| p.slice.profile == *profile)
+                    .filter(|p| !self.0.contains_key(&(p.gpu.clone(), p.slice.clone())))
+                    .collect();
+                let known_as = |p: &Place| known.get(&(p.gpu.clone(), p.slice.clone()));
+                // Its own of before first, one of another's of before last.
+                candidates.sort_by_key(|p| match known_as(p) {
+                    Some(name) if *name == pod.name => 0,
+                    None => 1,
+                    Some(_) => 2,
+                });
+                let taken: Vec<_> = candidates.into_iter().take(missing).cloned().collect();
+                for place in taken {
+                    self.0.insert((place.gpu, place.slice), (uid.clone(), pod.name.clone()));
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn place(index: u32, start: u8, profile: &str) -> Place {
+        let slice = Slice { start, size: 1, profile: profile.parse().unwrap() };
+        Place { index, gpu: format!("GPU-{index}").into(), slice }
+    }
+
+    fn pod(name: &str, profile: &str, count: u32) -> (PodUid, Holder) {
+        let slices = BTreeMap::from([(profile.parse().unwrap(), count)]);
+        (name.into(), Holder { name: format!("team/{name}"), slices })
+    }
+
+    fn holders(bindings: &Bindings, free: &BTreeSet<Place>) -> Vec<Option<String>> {
+        free.iter().map(|p| bindings.holder(&p.gpu, &p.slice).map(str::to_owned)).collect()
+    }
+
+    #[test]
+    fn pods_get_as_many_as_they_ask_for_and_give_them_back() {
+        let free = BTreeSet::from([place(0, 0, "1g.10gb"), place(0, 1, "1g.10gb"), place(1, 0, "1g.10gb"), place(1, 4, "3g.40gb")]);
+        let mut bindings = Bindings::default();
+        bindings.update(&[pod("a", "1g.10gb", 2)].into(), &free, &BTreeMap::new());
+        let a = || Some("team/a".to_owned());
+        assert_eq!(holders(&bindings, &free), [a(), a(), None, None]);
+        bindings.update(&[pod("a", "1g.10gb", 2), pod("b", "1g.10gb", 2)].into(), &free, &BTreeMap::new());
+        assert_eq!(holders(&bindings, &free), [a(), a(), Some("team/b".to_owned()), None], "one more than there are");
+        bindings.update(&[pod("b", "1g.10gb", 2)].into(), &free, &BTreeMap::new());
+        let b = || Some("team/b".to_owned());
+        assert_eq!(holders(&bindings, &free), [b(), None, b(), None]);
+    }
+
+    #[test]
+    fn after_a_restart_each_pod_has_the_slice_that_it_had() {
+        let free = BTreeSet::from([place(0, 0, "1g.10gb"), place(0, 1, "1g.10gb")]);
+        let known: BTreeMap<_, _> = free.iter().zip(["team/b", "team/a"]).map(|(p, n)| ((p.gpu.clone(), p.slice.clone()), n.to_owned())).collect();
+        let mut bindings = Bindings::default();
+        bindings.update(&[pod("a", "1g.10gb", 1), pod("b", "1g.10gb", 1)].into(), &free, &known);
+        assert_eq!(holders(&bindings, &free), [Some("team/b".to_owned()), Some("team/a".to_owned())]);
+    }
+}

@@ -1,0 +1,190 @@
+//! `MIGNode`.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use kube::ResourceExt;
+use slicegate_core::geometry::{Model, Profile, Slice};
+use slicegate_core::id::{Attempt, GpuUuid, PodSetName, WorkloadKey, WorkloadUid};
+use slicegate_core::node::{Claim, Gpu, Hold, MigNode, NodeSpec, ObservedSlice, SliceState, Version};
+use slicegate_core::time::Timestamp;
+
+use super::{time, timestamp};
+use crate::api::mig_node as api;
+
+/// A MIGNode as the API server holds it. What cannot be read (a profile name that is none) is left out: a slice that cannot
+/// be, or a claim that nobody could use, is put right by the next write.
+pub fn from_api(object: &api::MIGNode, lagging_since: Option<Timestamp>) -> MigNode {
+    let status = object.status.clone().unwrap_or_default();
+    let models: BTreeMap<String, Arc<Model>> =
+        status.models.iter().map(|m| (m.name.clone(), Arc::new(model(m)))).collect();
+    let confirmed = spec_from_api(&object.spec);
+    MigNode {
+        version: Version {
+            uid: object.uid().unwrap_or_default().into(),
+            generation: object.metadata.generation.unwrap_or_default(),
+        },
+        spec: confirmed.clone(),
+        confirmed,
+        busy: false,
+        lagging_since,
+        gpus: status
+            .gpus
+            .iter()
+            .filter_map(|gpu| {
+                let usable = gpu.mig_mode == api::MigMode::Enabled && gpu.health == api::Health::Healthy;
+                Some((GpuUuid::from(gpu.uuid.as_str()), Gpu { model: models.get(&gpu.model)?.clone(), usable }))
+            })
+            .collect(),
+        slices: status
+            .slices
+            .iter()
+            .filter_map(|s| {
+                Some(ObservedSlice {
+                    gpu: s.gpu.as_str().into(),
+                    slice: slice(&s.profile, s.start, s.size)?,
+                    state: match s.state {
+                        api::SliceState::Creating => SliceState::Creating,
+                        api::SliceState::Idle => SliceState::Idle,
+                        api::SliceState::InUse => SliceState::InUse,
+                        api::SliceState::Draining => SliceState::Draining,
+                        api::SliceState::Failed => SliceState::Failed,
+                    },
+                    since: timestamp(&s.since),
+                })
+            })
+            .collect(),
+        foreign: status
+            .foreign
+            .iter()
+            .filter_map(|f| Some((f.gpu.as_str().into(), slice(&f.profile, f.start, f.size)?)))
+            .collect(),
+    }
+}
+
+/// A GPU model's tables.
+pub fn model(model: &api::ModelStatus) -> Model {
+    Model {
+        name: model.name.as_str().into(),
+        units: model.units,
+        profiles: model
+            .profiles
+            .iter()
+            .filter_map(|p| {
+                Some(Profile {
+                    name: p.name.parse().ok()?,
+                    id: p.id,
+                    size: p.size,
+                    starts: p.starts.clone(),
+                    max_count: p.max_count,
+                    memory_mib: p.memory_mib,
+                })
+            })
+            .collect(),
+    }
+}
+
+/// `spec` in the core's terms.
+pub fn spec_from_api(spec: &api::MIGNodeSpec) -> NodeSpec {
+    let mut gpus: BTreeMap<GpuUuid, Vec<Slice>> = BTreeMap::new();
+    for gpu in &spec.gpus {
+        let mut slices: Vec<Slice> =
+            gpu.slices.iter().filter_map(|s| slice(&s.profile, s.start, s.size)).collect();
+        slices.sort();
+        if !slices.is_empty() {
+            gpus.insert(gpu.uuid.as_str().into(), slices);
+        }
+    }
+    NodeSpec {
+        gpus,
+        claims: spec
+            .claims
+            .iter()
+            .filter_map(|c| {
+                Some(Claim {
+                    workload: workload(&c.workload),
+                    attempt: Attempt::from(c.attempt.as_str()),
+                    pod_set: PodSetName::from(c.pod_set.as_str()),
+                    profile: c.profile.parse().ok()?,
+                    slices: c.slices,
+                    pods: c.pods,
+                })
+            })
+            .collect(),
+        holds: spec
+            .holds
+            .iter()
+            .map(|h| Hold {
+                workload: workload(&h.workload),
+                gpu: h.gpu.as_str().into(),
+                start: h.start,
+                size: h.size,
+                until: timestamp(&h.until),
+            })
+            .collect(),
+    }
+}
+
+/// `spec` in the API's terms.
+pub fn spec_to_api(spec: &NodeSpec) -> api::MIGNodeSpec {
+    api::MIGNodeSpec {
+        gpus: spec
+            .gpus
+            .iter()
+            .map(|(uuid, slices)| api::GpuGeometry {
+                uuid: uuid.to_string(),
+                slices: slices
+                    .iter()
+                    .map(|s| api::SliceGeometry {
+                        profile: s.profile.to_string(),
+                        start: s.start,
+                        size: s.size,
+                    })
+                    .collect(),
+            })
+            .collect(),
+        claims: spec
+            .claims
+            .iter()
+            .map(|c| api::Claim {
+                workload: reference(&c.workload),
+                attempt: c.attempt.to_string(),
+                pod_set: c.pod_set.to_string(),
+                profile: c.profile.to_string(),
+                slices: c.slices,
+                pods: c.pods,
+            })
+            .collect(),
+        holds: spec
+            .holds
+            .iter()
+            .map(|h| api::Hold {
+                workload: reference(&h.workload),
+                gpu: h.gpu.to_string(),
+                start: h.start,
+                size: h.size,
+                until: time(h.until),
+            })
+            .collect(),
+    }
+}
+
+fn slice(profile: &str, start: u8, size: u8) -> Option<Slice> {
+    Some(Slice { start, size, profile: profile.parse().ok()? })
+}
+
+fn workload(reference: &api::WorkloadReference) -> WorkloadKey {
+    WorkloadKey {
+        namespace: reference.namespace.as_str().into(),
+        name: reference.name.as_str().into(),
+        uid: WorkloadUid::from(reference.uid.as_str()),
+    }
+}
+
+fn reference(key: &WorkloadKey) -> api::WorkloadReference {
+    api::WorkloadReference {
+        namespace: key.namespace.to_string(),
+        name: key.name.to_string(),
+        uid: key.uid.to_string(),
+    }
+}

@@ -1,0 +1,25 @@
+//! Conversions between the API types and the core: the only place where one is made of the other.
+
+pub mod mig;
+pub mod node;
+pub mod pod;
+pub mod workload;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::jiff;
+use slicegate_core::time::Timestamp;
+
+/// An API time in the core's terms.
+pub fn timestamp(time: &Time) -> Timestamp {
+    Timestamp(time.0.as_millisecond())
+}
+
+/// A core time in the API's terms. Times out of range, which no clock gives, become the epoch.
+pub fn time(timestamp: Timestamp) -> Time {
+    Time(jiff::Timestamp::from_millisecond(timestamp.0).unwrap_or(jiff::Timestamp::UNIX_EPOCH))
+}
+
+/// The time now, by this machine's clock.
+pub fn now() -> Timestamp {
+    Timestamp(jiff::Timestamp::now().as_millisecond())
+}

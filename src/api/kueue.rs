@@ -1,0 +1,164 @@
+//! The part of `kueue.x-k8s.io/v1beta2` that Slicegate reads (`apis/kueue/v1beta2/*_types.go`). Never written back whole:
+//! writes are server-side apply of our own admission-check entry, or of an AdmissionCheck's `Active` condition.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::core::v1::{PodTemplateSpec, Taint, Toleration};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use kube::{CustomResource, KubeSchema};
+use serde::{Deserialize, Serialize};
+
+/// `Workload.spec`.
+#[derive(CustomResource, KubeSchema, Clone, Debug, Default, Serialize, Deserialize)]
+#[kube(
+    group = "kueue.x-k8s.io",
+    version = "v1beta2",
+    kind = "Workload",
+    namespaced,
+    status = "WorkloadStatus",
+    derive = "Default"
+)]
+#[serde(rename_all = "camelCase")]
+pub struct WorkloadSpec {
+    /// The pod sets.
+    #[serde(default)]
+    pub pod_sets: Vec<PodSet>,
+    /// False once the workload is deactivated.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub active: Option<bool>,
+}
+
+/// `Workload.spec.podSets[]`.
+#[derive(KubeSchema, Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PodSet {
+    /// Its name.
+    pub name: String,
+    /// What its pods are made from.
+    pub template: PodTemplateSpec,
+    /// How many pods are wanted.
+    pub count: i32,
+}
+
+/// `Workload.status`.
+#[derive(KubeSchema, Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct WorkloadStatus {
+    /// The quota reservation.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub admission: Option<Admission>,
+    /// `QuotaReserved`, `Admitted`, `Evicted`, `Finished`.
+    #[serde(default)]
+    pub conditions: Vec<Condition>,
+    /// The admission checks' verdicts.
+    #[serde(default)]
+    pub admission_checks: Vec<AdmissionCheckState>,
+}
+
+/// `Workload.status.admission`.
+#[derive(KubeSchema, Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Admission {
+    /// The ClusterQueue whose quota it has.
+    pub cluster_queue: String,
+    /// What each pod set was given.
+    #[serde(default)]
+    pub pod_set_assignments: Vec<PodSetAssignment>,
+}
+
+/// `Workload.status.admission.podSetAssignments[]`.
+#[derive(KubeSchema, Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PodSetAssignment {
+    /// The pod set.
+    pub name: String,
+    /// Flavor by resource.
+    #[serde(default)]
+    pub flavors: BTreeMap<String, String>,
+    /// Pods admitted, which partial admission may have made fewer than asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub count: Option<i32>,
+}
+
+/// `Workload.status.admissionChecks[]`.
+#[derive(KubeSchema, Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AdmissionCheckState {
+    /// The AdmissionCheck.
+    pub name: String,
+    /// Its verdict.
+    pub state: CheckState,
+    /// When the verdict last changed.
+    pub last_transition_time: Time,
+    /// What it says.
+    #[serde(default)]
+    pub message: String,
+    /// How often Kueue has retried; Kueue's own field.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry_count: Option<i32>,
+}
+
+/// `CheckState`.
+#[derive(schemars::JsonSchema, Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum CheckState {
+    /// Not decided yet.
+    Pending,
+    /// Passed.
+    Ready,
+    /// Failed for now.
+    Retry,
+    /// Failed for good.
+    Rejected,
+}
+
+/// `AdmissionCheck.spec`.
+#[derive(CustomResource, KubeSchema, Clone, Debug, Serialize, Deserialize)]
+#[kube(group = "kueue.x-k8s.io", version = "v1beta2", kind = "AdmissionCheck", status = "AdmissionCheckStatus")]
+#[serde(rename_all = "camelCase")]
+pub struct AdmissionCheckSpec {
+    /// Whose it is.
+    pub controller_name: String,
+    /// What to read its parameters from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parameters: Option<AdmissionCheckParametersReference>,
+}
+
+/// `AdmissionCheck.spec.parameters`.
+#[derive(KubeSchema, Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AdmissionCheckParametersReference {
+    /// API group.
+    pub api_group: String,
+    /// Kind.
+    pub kind: String,
+    /// Name.
+    pub name: String,
+}
+
+/// `AdmissionCheck.status`.
+#[derive(KubeSchema, Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AdmissionCheckStatus {
+    /// `Active`.
+    #[serde(default)]
+    pub conditions: Vec<Condition>,
+}
+
+/// `ResourceFlavor.spec`.
+#[derive(CustomResource, KubeSchema, Clone, Debug, Default, Serialize, Deserialize)]
+#[kube(group = "kueue.x-k8s.io", version = "v1beta2", kind = "ResourceFlavor")]
+#[serde(rename_all = "camelCase")]
+pub struct ResourceFlavorSpec {
+    /// Labels of its nodes.
+    #[serde(default)]
+    pub node_labels: BTreeMap<String, String>,
+    /// Taints of its nodes.
+    #[serde(default)]
+    pub node_taints: Vec<Taint>,
+    /// Tolerations that its pods get.
+    #[serde(default)]
+    pub tolerations: Vec<Toleration>,
+    /// Its topology, when it is for Topology-Aware Scheduling.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub topology_name: Option<String>,
+}

@@ -1,0 +1,23 @@
+//! Every key that Slicegate puts on, or looks for in, objects of the cluster.
+
+/// API group of our own types.
+pub const GROUP: &str = "slicegate.dev";
+/// `spec.controllerName` of the AdmissionChecks that are ours.
+pub const CONTROLLER_NAME: &str = "slicegate.dev/mig";
+/// Scheduling gate with which every pod that asks for MIG slices is created.
+pub const GATE: &str = "slicegate.dev/claim";
+/// Label that carries a Workload's uid to its pods, through `podSetUpdates`.
+pub const WORKLOAD_LABEL: &str = "slicegate.dev/workload";
+/// Field manager of the controller's writes.
+pub const CONTROLLER_MANAGER: &str = "slicegate-controller";
+/// Field manager of the agents' writes.
+pub const AGENT_MANAGER: &str = "slicegate-agent";
+
+/// Label by which Kubernetes names a node's host, and by which pods are steered.
+pub const HOSTNAME_LABEL: &str = "kubernetes.io/hostname";
+/// Label with which Kueue marks the pods of a pod set (`pkg/controller/constants`, `PodSetLabel`).
+pub const POD_SET_LABEL: &str = "kueue.x-k8s.io/podset";
+/// Label by which a job or pod names its LocalQueue.
+pub const QUEUE_LABEL: &str = "kueue.x-k8s.io/queue-name";
+/// Scheduling gate that Kueue's pod integration removes at admission.
+pub const KUEUE_GATE: &str = "kueue.x-k8s.io/admission";

@@ -1,0 +1,67 @@
+//! `SlicePolicy`: the parameters of an AdmissionCheck.
+
+use std::collections::BTreeMap;
+
+use kube::{CustomResource, KubeSchema};
+use serde::{Deserialize, Serialize};
+
+/// How an AdmissionCheck reserves slices. An AdmissionCheck names one in spec.parameters; every field has a default.
+#[derive(CustomResource, KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[kube(
+    group = "slicegate.dev",
+    version = "v1alpha1",
+    kind = "SlicePolicy",
+    plural = "slicepolicies",
+    shortname = "sp",
+    category = "slicegate",
+    derive = "PartialEq",
+    doc = "The parameters of an AdmissionCheck with controllerName slicegate.dev/mig.",
+    printcolumn(name = "Hold", type_ = "integer", json_path = ".spec.holdSeconds"),
+    printcolumn(name = "Max Hold", type_ = "integer", json_path = ".spec.maxHoldSeconds"),
+    printcolumn(name = "Idle Retention", type_ = "integer", json_path = ".spec.idleSliceRetentionSeconds"),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
+)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("self.maxHoldSeconds >= self.holdSeconds").message("maxHoldSeconds must not be less than holdSeconds"))]
+pub struct SlicePolicySpec {
+    /// How long a workload that finds no room keeps its quota before it is queued again. While it waits it gets the first
+    /// slices that come free; what it holds, others of its queue cannot use.
+    #[serde(default = "hold_seconds")]
+    #[schemars(range(min = 1, max = 86400))]
+    pub hold_seconds: u32,
+    /// The hold doubles each time that a workload was queued again without finding room, up to this many seconds.
+    #[serde(default = "max_hold_seconds")]
+    #[schemars(range(min = 1, max = 86400))]
+    pub max_hold_seconds: u32,
+    /// How long a slice that nobody has claimed is kept for reuse. A slice that is in the way of another is taken away
+    /// sooner. 0 takes it away at once.
+    #[serde(default = "idle_slice_retention_seconds")]
+    #[schemars(range(min = 0, max = 31_536_000))]
+    pub idle_slice_retention_seconds: u32,
+    /// Labels of the nodes that the check may use. Empty: all that have a MIGNode.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub node_selector: BTreeMap<String, String>,
+}
+
+fn hold_seconds() -> u32 {
+    60
+}
+
+fn max_hold_seconds() -> u32 {
+    960
+}
+
+fn idle_slice_retention_seconds() -> u32 {
+    300
+}
+
+impl Default for SlicePolicySpec {
+    fn default() -> Self {
+        Self {
+            hold_seconds: hold_seconds(),
+            max_hold_seconds: max_hold_seconds(),
+            idle_slice_retention_seconds: idle_slice_retention_seconds(),
+            node_selector: BTreeMap::new(),
+        }
+    }
+}

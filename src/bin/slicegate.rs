@@ -1,0 +1,87 @@
+//! `slicegate`: controller, node agent, CRDs.
+
+use std::net::SocketAddr;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use clap::{Parser, Subcommand};
+use prometheus::Registry;
+use slicegate::runtime::{self, LogFormat, Ready};
+use slicegate::{agent, api, controller};
+
+/// Reserves exact NVIDIA MIG slices before Kueue admits a workload.
+#[derive(Parser)]
+#[command(version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    /// How to write logs; RUST_LOG says what.
+    #[arg(long, global = true, value_enum, default_value = "text")]
+    log_format: LogFormat,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Decide which workload gets which slices (one per cluster).
+    Controller {
+        #[command(flatten)]
+        args: controller::Args,
+        /// Where to serve /healthz, /readyz and /metrics.
+        #[arg(long, default_value = "0.0.0.0:8080")]
+        listen: SocketAddr,
+    },
+    /// Make and report the slices of one node (one per GPU node).
+    Agent {
+        #[command(flatten)]
+        args: agent::Args,
+        /// Where to serve /healthz, /readyz and /metrics.
+        #[arg(long, default_value = "0.0.0.0:8081")]
+        listen: SocketAddr,
+    },
+    /// Print the CustomResourceDefinitions.
+    Crds,
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match run(cli).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            let mut source = error.source();
+            while let Some(cause) = source {
+                eprintln!("  because: {cause}");
+                source = cause.source();
+            }
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(cli: Cli) -> Result<(), Box<dyn std::error::Error>> {
+    match cli.command {
+        Command::Crds => print!("{}", api::crds::all_yaml()?),
+        Command::Controller { args, listen } => {
+            runtime::init_logs(cli.log_format);
+            let (registry, ready) = (Registry::new(), Ready::default());
+            let metrics = Arc::new(controller::Metrics::new(&registry)?);
+            let client = kube::Client::try_default().await?;
+            tokio::select! {
+                result = runtime::serve(listen, registry, ready.clone()) => result?,
+                result = controller::run(args, client, metrics, ready, runtime::shutdown_signal()) => result?,
+            }
+        }
+        Command::Agent { args, listen } => {
+            runtime::init_logs(cli.log_format);
+            let (registry, ready) = (Registry::new(), Ready::default());
+            let metrics = Arc::new(agent::Metrics::new(&registry)?);
+            let client = kube::Client::try_default().await?;
+            tokio::select! {
+                result = runtime::serve(listen, registry, ready.clone()) => result?,
+                result = agent::run(args, client, metrics, ready, runtime::shutdown_signal()) => result?,
+            }
+        }
+    }
+    Ok(())
+}

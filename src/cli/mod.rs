@@ -1,0 +1,116 @@
+//! `kubectl slices`: read-only views of the MIGNodes.
+
+pub mod gpus;
+mod nodes;
+
+use std::io::IsTerminal;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use kube::api::ListParams;
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::{Api, Client, ResourceExt};
+
+use crate::api::MIGNode;
+
+/// Look at MIG slices: which there are, who has them, what is free.
+#[derive(Parser)]
+#[command(name = "kubectl-slices", bin_name = "kubectl slices", version)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    /// The kubeconfig context to use.
+    #[arg(long, global = true)]
+    context: Option<String>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// One line per GPU node: its GPUs, slices, claims, and whether its agent is well.
+    Nodes(Show),
+    /// Every GPU with its slices drawn to scale.
+    Gpus(Show),
+}
+
+#[derive(Args)]
+struct Show {
+    /// Only these nodes.
+    nodes: Vec<String>,
+    /// Output format.
+    #[arg(short, long, value_enum, default_value = "table")]
+    output: Output,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Output {
+    Table,
+    Json,
+    Yaml,
+}
+
+/// What can go wrong.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// No cluster to ask.
+    #[error("cannot reach a cluster: {0}")]
+    Client(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The cluster has no Slicegate.
+    #[error("the cluster does not know MIGNodes: install Slicegate first (kubectl apply --server-side -k config/default)")]
+    NotInstalled,
+    /// A node that was asked for is not there.
+    #[error("node {0:?} has no MIGNode: it has no GPU, or no agent runs on it")]
+    NoSuchNode(String),
+    /// The API server said no.
+    #[error("cannot list MIGNodes: {0}")]
+    Api(#[source] Box<kube::Error>),
+    /// The objects cannot be written in that format.
+    #[error("cannot write the output: {0}")]
+    Output(String),
+}
+
+/// Runs a command and returns what it prints.
+pub async fn run(cli: Cli) -> Result<String, Error> {
+    let client = client(cli.context).await?;
+    let (Command::Nodes(show) | Command::Gpus(show)) = &cli.command;
+    let nodes = read(client, &show.nodes).await?;
+    match (show.output, &cli.command) {
+        (Output::Json, _) => serde_json::to_string_pretty(&nodes)
+            .map(|text| text + "\n")
+            .map_err(|e| Error::Output(e.to_string())),
+        (Output::Yaml, _) => serde_saphyr::to_string(&nodes).map_err(|e| Error::Output(e.to_string())),
+        (Output::Table, Command::Nodes(_)) => Ok(nodes::table(&nodes)),
+        (Output::Table, Command::Gpus(_)) => Ok(gpus::picture(&nodes, colour())),
+    }
+}
+
+async fn client(context: Option<String>) -> Result<Client, Error> {
+    let wrap = |e: Box<dyn std::error::Error + Send + Sync>| Error::Client(e);
+    let Some(context) = context else {
+        return Client::try_default().await.map_err(|e| wrap(Box::new(e)));
+    };
+    let kubeconfig = Kubeconfig::read().map_err(|e| wrap(Box::new(e)))?;
+    let options = KubeConfigOptions { context: Some(context), ..KubeConfigOptions::default() };
+    let config =
+        kube::Config::from_custom_kubeconfig(kubeconfig, &options).await.map_err(|e| wrap(Box::new(e)))?;
+    Client::try_from(config).map_err(|e| wrap(Box::new(e)))
+}
+
+async fn read(client: Client, wanted: &[String]) -> Result<Vec<MIGNode>, Error> {
+    let listed = Api::<MIGNode>::all(client).list(&ListParams::default()).await;
+    let mut nodes = match listed {
+        Ok(list) => list.items,
+        Err(kube::Error::Api(status)) if status.code == 404 => return Err(Error::NotInstalled),
+        Err(error) => return Err(Error::Api(Box::new(error))),
+    };
+    if let Some(missing) = wanted.iter().find(|name| !nodes.iter().any(|n| n.name_any() == **name)) {
+        return Err(Error::NoSuchNode(missing.clone()));
+    }
+    nodes.retain(|node| wanted.is_empty() || wanted.contains(&node.name_any()));
+    for node in &mut nodes {
+        node.metadata.managed_fields = None;
+    }
+    Ok(nodes)
+}
+
+fn colour() -> bool {
+    std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+}

@@ -1,0 +1,234 @@
+//! Our AdmissionChecks, their SlicePolicies, and whether each check is `Active`.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube::ResourceExt;
+use slicegate_core::constraints::Constraints;
+use slicegate_core::workload::Policy;
+
+use crate::api::convert::workload::Checks;
+use crate::api::{SlicePolicy, SlicePolicySpec, kueue, names};
+
+/// Condition type that Kueue looks at (`apis/kueue/v1beta2/admissioncheck_types.go`, `AdmissionCheckActive`).
+pub const ACTIVE: &str = "Active";
+
+/// What the condition `Active` of an AdmissionCheck should be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Verdict {
+    /// The AdmissionCheck.
+    pub check: String,
+    /// Its generation.
+    pub generation: i64,
+    /// Whether workloads can pass it.
+    pub active: bool,
+    /// `Active` or `BadParametersRef`, Kueue's own reasons.
+    pub reason: &'static str,
+    /// What is wrong, and what to do.
+    pub message: String,
+}
+
+/// The AdmissionChecks with our controllerName, and all SlicePolicies.
+#[derive(Default)]
+pub struct Book {
+    checks: BTreeMap<String, kueue::AdmissionCheck>,
+    policies: BTreeMap<String, SlicePolicySpec>,
+    resolved: Checks,
+}
+
+impl Book {
+    /// Takes in an AdmissionCheck, which may be another controller's.
+    pub fn set_check(&mut self, check: kueue::AdmissionCheck) {
+        if check.spec.controller_name == names::CONTROLLER_NAME {
+            self.checks.insert(check.name_any(), check);
+        }
+        self.resolve();
+    }
+
+    /// Forgets an AdmissionCheck.
+    pub fn forget_check(&mut self, name: &str) {
+        self.checks.remove(name);
+        self.resolve();
+    }
+
+    /// Takes in a SlicePolicy.
+    pub fn set_policy(&mut self, policy: SlicePolicy) {
+        self.policies.insert(policy.name_any(), policy.spec);
+        self.resolve();
+    }
+
+    /// Forgets a SlicePolicy.
+    pub fn forget_policy(&mut self, name: &str) {
+        self.policies.remove(name);
+        self.resolve();
+    }
+
+    /// Forgets all AdmissionChecks but these.
+    pub fn retain_checks(&mut self, names: &BTreeSet<String>) {
+        self.checks.retain(|name, _| names.contains(name));
+        self.resolve();
+    }
+
+    /// Forgets all SlicePolicies but these.
+    pub fn retain_policies(&mut self, names: &BTreeSet<String>) {
+        self.policies.retain(|name, _| names.contains(name));
+        self.resolve();
+    }
+
+    /// Our checks with their policies.
+    pub fn policies(&self) -> &Checks {
+        &self.resolved
+    }
+
+    /// How long unclaimed slices are kept: as long as any policy in use wants.
+    pub fn idle_retention(&self) -> Option<Duration> {
+        self.checks
+            .values()
+            .filter_map(|check| self.policy_of(check).ok())
+            .map(|spec| Duration::from_secs(u64::from(spec.idle_slice_retention_seconds)))
+            .max()
+    }
+
+    /// The verdicts that differ from what the AdmissionChecks say.
+    pub fn stale(&self) -> Vec<Verdict> {
+        self.checks
+            .values()
+            .map(|check| self.verdict(check))
+            .filter(|verdict| {
+                let conditions = self.checks[&verdict.check].status.iter().flat_map(|s| &s.conditions);
+                !conditions.into_iter().any(|c| says(c, verdict))
+            })
+            .collect()
+    }
+
+    fn resolve(&mut self) {
+        let resolved = self
+            .checks
+            .iter()
+            .map(|(name, check)| (name.clone(), self.policy_of(check).ok().map(|spec| policy(&spec))))
+            .collect();
+        self.resolved = resolved;
+    }
+
+    fn verdict(&self, check: &kueue::AdmissionCheck) -> Verdict {
+        let (active, reason, message) = match self.policy_of(check) {
+            Ok(_) => (true, "Active", "Slices are reserved for the workloads of this check.".to_owned()),
+            Err(error) => (false, "BadParametersRef", error),
+        };
+        Verdict {
+            check: check.name_any(),
+            generation: check.metadata.generation.unwrap_or_default(),
+            active,
+            reason,
+            message,
+        }
+    }
+
+    fn policy_of(&self, check: &kueue::AdmissionCheck) -> Result<SlicePolicySpec, String> {
+        let Some(reference) = &check.spec.parameters else { return Ok(SlicePolicySpec::default()) };
+        if reference.api_group != names::GROUP || reference.kind != "SlicePolicy" {
+            return Err(format!(
+                "spec.parameters names a {} of {}; it must name a SlicePolicy of {}, or be left out for the defaults.",
+                reference.kind,
+                reference.api_group,
+                names::GROUP
+            ));
+        }
+        self.policies.get(&reference.name).cloned().ok_or_else(|| {
+            format!(
+                "SlicePolicy {:?} does not exist; create it, or remove spec.parameters to use the defaults.",
+                reference.name
+            )
+        })
+    }
+}
+
+fn policy(spec: &SlicePolicySpec) -> Policy {
+    Policy {
+        hold: Duration::from_secs(u64::from(spec.hold_seconds)),
+        max_hold: Duration::from_secs(u64::from(spec.max_hold_seconds)),
+        nodes: Constraints { node_selector: spec.node_selector.clone(), ..Constraints::default() },
+    }
+}
+
+fn says(condition: &Condition, verdict: &Verdict) -> bool {
+    condition.type_ == ACTIVE
+        && condition.status == status(verdict.active)
+        && condition.reason == verdict.reason
+        && condition.message == verdict.message
+        && condition.observed_generation == Some(verdict.generation)
+}
+
+/// A condition's status.
+pub fn status(active: bool) -> &'static str {
+    if active { "True" } else { "False" }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(parameters: Option<(&str, &str)>) -> kueue::AdmissionCheck {
+        kueue::AdmissionCheck::new(
+            "slicegate",
+            kueue::AdmissionCheckSpec {
+                controller_name: names::CONTROLLER_NAME.to_owned(),
+                parameters: parameters.map(|(kind, name)| kueue::AdmissionCheckParametersReference {
+                    api_group: names::GROUP.to_owned(),
+                    kind: kind.to_owned(),
+                    name: name.to_owned(),
+                }),
+            },
+        )
+    }
+
+    #[test]
+    fn a_missing_or_wrong_policy_makes_the_check_inactive_and_says_why() {
+        let mut book = Book::default();
+        book.set_check(check(None));
+        assert!(book.stale()[0].active, "defaults need no SlicePolicy");
+
+        book.set_check(check(Some(("SlicePolicy", "absent"))));
+        let verdict = book.stale().remove(0);
+        assert!(!verdict.active);
+        assert!(verdict.message.starts_with("SlicePolicy \"absent\" does not exist"), "{}", verdict.message);
+        assert_eq!(book.policies()["slicegate"], None);
+
+        book.set_policy(SlicePolicy::new("absent", SlicePolicySpec { hold_seconds: 7, ..SlicePolicySpec::default() }));
+        assert!(book.stale()[0].active);
+        assert_eq!(book.policies()["slicegate"].as_ref().unwrap().hold, Duration::from_secs(7));
+
+        book.set_check(check(Some(("ConfigMap", "x"))));
+        assert!(book.stale()[0].message.contains("names a ConfigMap"));
+    }
+
+    #[test]
+    fn a_condition_that_says_so_already_is_not_written_again() {
+        let mut book = Book::default();
+        let mut check = check(None);
+        book.set_check(check.clone());
+        let verdict = book.stale().remove(0);
+        check.status = Some(kueue::AdmissionCheckStatus {
+            conditions: vec![Condition {
+                type_: ACTIVE.to_owned(),
+                status: "True".to_owned(),
+                reason: verdict.reason.to_owned(),
+                message: verdict.message,
+                observed_generation: Some(0),
+                last_transition_time: crate::api::convert::time(slicegate_core::time::Timestamp(0)),
+            }],
+        });
+        book.set_check(check);
+        assert_eq!(book.stale(), []);
+    }
+
+    #[test]
+    fn checks_of_other_controllers_are_none_of_ours() {
+        let mut book = Book::default();
+        let mut check = check(None);
+        check.spec.controller_name = "kueue.x-k8s.io/provisioning-request".to_owned();
+        book.set_check(check);
+        assert!(book.policies().is_empty());
+    }
+}

@@ -1,0 +1,455 @@
+//! What the controller knows: the plan's snapshot, kept up to date by watch events and by the answers to its own writes.
+//!
+//! An answer counts like an event, so a decision never rests on a state older than what was written last. Of two versions
+//! of an object the one with the greater resourceVersion wins, whichever arrives first.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1::{Node, Pod};
+use kube::{Resource, ResourceExt};
+use slicegate_core::id::{Attempt, NodeName, PodSetName, PodUid, WorkloadUid};
+use slicegate_core::node::{self, NodeSpec};
+use slicegate_core::plan::Snapshot;
+use slicegate_core::resources::Resources;
+use slicegate_core::time::Timestamp;
+use slicegate_core::workload::Workload;
+
+use super::checks::{self, Book};
+use crate::api::convert::{mig, node as host, pod, workload};
+use crate::api::{MIGNode, SlicePolicy, kueue};
+
+/// A change of one kind of object.
+#[derive(Debug)]
+pub enum Change<K> {
+    /// An object is there, perhaps new, perhaps as it was.
+    Apply(K),
+    /// An object is gone.
+    Delete(K),
+    /// These are all the objects of the kind: the watch has started, or started again.
+    Reset(Vec<K>),
+}
+
+/// A change of anything that the controller watches.
+#[derive(Debug)]
+pub enum Update {
+    /// A Node.
+    Node(Change<Node>),
+    /// A MIGNode.
+    MigNode(Change<MIGNode>),
+    /// A Pod.
+    Pod(Change<Pod>),
+    /// A Workload.
+    Workload(Change<kueue::Workload>),
+    /// An AdmissionCheck.
+    Check(Change<kueue::AdmissionCheck>),
+    /// A SlicePolicy.
+    Policy(Change<SlicePolicy>),
+    /// A ResourceFlavor.
+    Flavor(Change<kueue::ResourceFlavor>),
+}
+
+/// Kinds of which nothing may be decided before the first complete list has come.
+const KINDS: usize = 7;
+
+/// What bound pods take of a node.
+#[derive(Default)]
+struct Usage {
+    used: Resources,
+    bound: BTreeMap<(WorkloadUid, PodSetName), u32>,
+}
+
+/// What a pod contributes to its node's usage.
+struct PodEntry {
+    version: u64,
+    node: Option<NodeName>,
+    owner: Option<(WorkloadUid, PodSetName)>,
+    requests: Resources,
+}
+
+struct MigEntry {
+    object: MIGNode,
+    lagging: Option<(i64, Timestamp)>,
+}
+
+/// The controller's knowledge.
+#[derive(Default)]
+pub struct Index {
+    snapshot: Snapshot,
+    hosts: BTreeMap<NodeName, (u64, node::Host)>,
+    migs: BTreeMap<NodeName, MigEntry>,
+    pods: BTreeMap<PodUid, PodEntry>,
+    usage: BTreeMap<NodeName, Usage>,
+    workloads: BTreeMap<WorkloadUid, Arc<kueue::Workload>>,
+    flavors: workload::Flavors,
+    checks: Book,
+    synced: BTreeSet<&'static str>,
+    pending_specs: BTreeMap<NodeName, NodeSpec>,
+    busy_workloads: BTreeSet<WorkloadUid>,
+    busy_pods: BTreeSet<PodUid>,
+}
+
+impl Index {
+    /// The plan's input.
+    pub fn snapshot(&self) -> &Snapshot {
+        &self.snapshot
+    }
+
+    /// Whether a complete list of every kind has been seen.
+    pub fn synced(&self) -> bool {
+        self.synced.len() == KINDS
+    }
+
+    /// The kinds of which no complete list has been seen.
+    pub fn waiting_for(&self) -> Vec<&'static str> {
+        ["Node", "MIGNode", "Pod", "Workload", "AdmissionCheck", "SlicePolicy", "ResourceFlavor"]
+            .into_iter()
+            .filter(|kind| !self.synced.contains(kind))
+            .collect()
+    }
+
+    /// The AdmissionChecks and SlicePolicies.
+    pub fn checks(&self) -> &Book {
+        &self.checks
+    }
+
+    /// A Workload as it was read last.
+    pub fn workload(&self, uid: &WorkloadUid) -> Option<&Arc<kueue::Workload>> {
+        self.workloads.get(uid)
+    }
+
+    /// Takes in a change.
+    pub fn apply(&mut self, now: Timestamp, update: Update) {
+        match update {
+            Update::Node(change) => {
+                self.spread("Node", change, Self::set_node, |s, n| s.forget_node(&NodeName::from(n.name_any())));
+            }
+            Update::MigNode(change) => self.spread(
+                "MIGNode",
+                change,
+                |s, n| s.set_mig(now, n),
+                |s, n| s.forget_mig(&NodeName::from(n.name_any())),
+            ),
+            Update::Pod(change) => {
+                self.spread("Pod", change, |s, p| s.set_pod(&p), |s, p| s.forget_pod(&uid_of(p).into()));
+            }
+            Update::Workload(change) => self.spread("Workload", change, Self::set_workload, |s, w| {
+                s.forget_workload(&uid_of(w).into());
+            }),
+            Update::Check(change) => {
+                self.spread("AdmissionCheck", change, |s, c| s.checks.set_check(c), |s, c| {
+                    s.checks.forget_check(&c.name_any());
+                });
+                self.convert_workloads();
+            }
+            Update::Policy(change) => {
+                self.spread("SlicePolicy", change, |s, p| s.checks.set_policy(p), |s, p| {
+                    s.checks.forget_policy(&p.name_any());
+                });
+                self.convert_workloads();
+            }
+            Update::Flavor(change) => {
+                self.spread(
+                    "ResourceFlavor",
+                    change,
+                    |s, f| {
+                        s.flavors.insert(f.name_any(), f.spec);
+                    },
+                    |s, f| {
+                        s.flavors.remove(&f.name_any());
+                    },
+                );
+                self.convert_workloads();
+            }
+        }
+    }
+
+    fn spread<K: Resource>(
+        &mut self,
+        kind: &'static str,
+        change: Change<K>,
+        mut set: impl FnMut(&mut Self, K),
+        forget: impl Fn(&mut Self, &K),
+    ) {
+        match change {
+            Change::Apply(object) => set(self, object),
+            Change::Delete(object) => forget(self, &object),
+            Change::Reset(objects) => {
+                self.clear(kind, &objects.iter().map(uid_of).collect(), &objects.iter().map(ResourceExt::name_any).collect());
+                for object in objects {
+                    set(self, object);
+                }
+                self.synced.insert(kind);
+            }
+        }
+    }
+
+    /// Forgets what a complete list no longer has.
+    fn clear(&mut self, kind: &str, uids: &BTreeSet<String>, names: &BTreeSet<String>) {
+        let gone = |name: &NodeName| !names.contains(name.as_str());
+        match kind {
+            "Node" => {
+                for name in self.hosts.keys().filter(|n| gone(n)).cloned().collect::<Vec<_>>() {
+                    self.forget_node(&name);
+                }
+            }
+            "MIGNode" => {
+                for name in self.migs.keys().filter(|n| gone(n)).cloned().collect::<Vec<_>>() {
+                    self.forget_mig(&name);
+                }
+            }
+            "Pod" => {
+                for uid in self.pods.keys().filter(|u| !uids.contains(u.as_str())).cloned().collect::<Vec<_>>() {
+                    self.forget_pod(&uid);
+                }
+            }
+            "Workload" => {
+                for uid in self.workloads.keys().filter(|u| !uids.contains(u.as_str())).cloned().collect::<Vec<_>>() {
+                    self.forget_workload(&uid);
+                }
+            }
+            "AdmissionCheck" => self.checks.retain_checks(names),
+            "SlicePolicy" => self.checks.retain_policies(names),
+            _ => self.flavors.retain(|name, _| names.contains(name)),
+        }
+    }
+
+    fn set_node(&mut self, node: Node) {
+        let (name, version) = (NodeName::from(node.name_any()), version(&node));
+        if self.hosts.get(&name).is_none_or(|(known, _)| version >= *known) {
+            self.hosts.insert(name.clone(), (version, host::host(&node)));
+            self.assemble(&name);
+        }
+    }
+
+    fn forget_node(&mut self, name: &NodeName) {
+        self.hosts.remove(name);
+        self.assemble(name);
+    }
+
+    fn set_mig(&mut self, now: Timestamp, object: MIGNode) {
+        let name = NodeName::from(object.name_any());
+        let known = self.migs.get(&name);
+        if known.is_some_and(|k| k.object.uid() == object.uid() && version(&object) < version(&k.object)) {
+            return;
+        }
+        let generation = object.metadata.generation.unwrap_or_default();
+        let observed = object.status.as_ref().and_then(|s| s.observed_generation).unwrap_or_default();
+        let lagging = (observed < generation).then(|| match known.and_then(|k| k.lagging) {
+            Some((then, since)) if then == observed => (observed, since),
+            _ => (observed, now),
+        });
+        self.migs.insert(name.clone(), MigEntry { object, lagging });
+        self.assemble(&name);
+    }
+
+    fn forget_mig(&mut self, name: &NodeName) {
+        self.migs.remove(name);
+        self.assemble(name);
+    }
+
+    /// Puts a node of the snapshot together from its Node, its MIGNode, its pods and what is being written.
+    fn assemble(&mut self, name: &NodeName) {
+        let host = self.hosts.get(name).map(|(_, host)| {
+            let mut host = host.clone();
+            if let Some(usage) = self.usage.get(name) {
+                host.used = usage.used.clone();
+                host.bound = usage.bound.clone();
+            }
+            host
+        });
+        let mig = self.migs.get(name).map(|entry| {
+            let mut mig = mig::from_api(&entry.object, entry.lagging.map(|(_, since)| since));
+            if let Some(spec) = self.pending_specs.get(name) {
+                mig.spec = spec.clone();
+                mig.busy = true;
+            }
+            mig
+        });
+        if host.is_none() && mig.is_none() {
+            self.snapshot.nodes.remove(name);
+        } else {
+            self.snapshot.nodes.insert(name.clone(), node::Node { name: name.clone(), host, mig });
+        }
+    }
+
+    fn set_pod(&mut self, object: &Pod) {
+        let uid = PodUid::from(uid_of(object));
+        if self.pods.get(&uid).is_some_and(|known| version(object) < known.version) {
+            return;
+        }
+        self.forget_pod_entry(&uid);
+        let (seen, requests) = pod::from_api(object);
+        let phase = object.status.as_ref().and_then(|s| s.phase.as_deref());
+        let over = matches!(phase, Some("Succeeded" | "Failed"));
+        let node = object.spec.as_ref().and_then(|s| s.node_name.clone()).map(NodeName::from);
+        let owner = seen.as_ref().and_then(|p| p.workload.clone().zip(p.pod_set.clone()));
+        let entry = PodEntry { version: version(object), node: node.filter(|_| !over), owner, requests };
+        self.tally(&entry, 1);
+        match seen {
+            Some(mut pod) => {
+                pod.busy = self.busy_pods.contains(&uid);
+                self.snapshot.pods.insert(uid.clone(), pod);
+            }
+            None => {
+                self.snapshot.pods.remove(&uid);
+            }
+        }
+        self.pods.insert(uid, entry);
+    }
+
+    fn forget_pod(&mut self, uid: &PodUid) {
+        self.forget_pod_entry(uid);
+        self.snapshot.pods.remove(uid);
+        self.snapshot.told.remove(uid);
+    }
+
+    fn forget_pod_entry(&mut self, uid: &PodUid) {
+        if let Some(entry) = self.pods.remove(uid) {
+            self.tally(&entry, -1);
+        }
+    }
+
+    /// Adds a pod to the usage of its node, or takes it away.
+    fn tally(&mut self, entry: &PodEntry, times: i64) {
+        let Some(name) = &entry.node else { return };
+        let usage = self.usage.entry(name.clone()).or_default();
+        usage.used.add(&entry.requests, times);
+        if let Some(owner) = &entry.owner {
+            let count = usage.bound.entry(owner.clone()).or_default();
+            *count = if times > 0 { *count + 1 } else { count.saturating_sub(1) };
+            if *count == 0 {
+                usage.bound.remove(owner);
+            }
+        }
+        if let Some(host) = self.snapshot.nodes.get_mut(name).and_then(|n| n.host.as_mut()) {
+            host.used = usage.used.clone();
+            host.bound = usage.bound.clone();
+        }
+    }
+
+    fn set_workload(&mut self, object: kueue::Workload) {
+        let uid = WorkloadUid::from(uid_of(&object));
+        if self.workloads.get(&uid).is_some_and(|known| version(&object) < version(&**known)) {
+            return;
+        }
+        self.workloads.insert(uid.clone(), Arc::new(object));
+        self.convert_workload(&uid);
+    }
+
+    fn forget_workload(&mut self, uid: &WorkloadUid) {
+        self.workloads.remove(uid);
+        self.snapshot.workloads.remove(uid);
+    }
+
+    fn convert_workloads(&mut self) {
+        for uid in self.workloads.keys().cloned().collect::<Vec<_>>() {
+            self.convert_workload(&uid);
+        }
+    }
+
+    fn convert_workload(&mut self, uid: &WorkloadUid) {
+        let seen: Option<Workload> =
+            self.workloads.get(uid).and_then(|w| workload::from_api(w, self.checks.policies(), &self.flavors));
+        match seen {
+            Some(mut workload) => {
+                workload.busy = self.busy_workloads.contains(uid);
+                self.snapshot.workloads.insert(uid.clone(), workload);
+            }
+            None => {
+                self.snapshot.workloads.remove(uid);
+            }
+        }
+    }
+
+    /// Notes that a MIGNode's `spec` is being written.
+    pub fn begin_spec(&mut self, name: &NodeName, spec: NodeSpec) {
+        self.pending_specs.insert(name.clone(), spec);
+        self.assemble(name);
+    }
+
+    /// Notes that the write is over, however it ended.
+    pub fn end_spec(&mut self, name: &NodeName) {
+        self.pending_specs.remove(name);
+        self.assemble(name);
+    }
+
+    /// Notes that a Workload is being written, or no longer is.
+    pub fn set_workload_busy(&mut self, uid: &WorkloadUid, busy: bool) {
+        set(&mut self.busy_workloads, uid, busy);
+        if let Some(workload) = self.snapshot.workloads.get_mut(uid) {
+            workload.busy = busy;
+        }
+    }
+
+    /// Notes that a pod is being written, or no longer is.
+    pub fn set_pod_busy(&mut self, uid: &PodUid, busy: bool) {
+        set(&mut self.busy_pods, uid, busy);
+        if let Some(pod) = self.snapshot.pods.get_mut(uid) {
+            pod.busy = busy;
+        }
+    }
+
+    /// Notes that a pod's owner has been told why it stays gated.
+    pub fn set_told(&mut self, uid: &PodUid) {
+        self.snapshot.told.insert(uid.clone());
+    }
+
+    /// Takes in all the pods of a workload as just read from the API server, after the end of these reservations of it.
+    pub fn confirm(&mut self, workload: &WorkloadUid, attempts: BTreeSet<Attempt>, version: u64, pods: &[Pod]) {
+        let listed: BTreeSet<PodUid> = pods.iter().map(|p| uid_of(p).into()).collect();
+        let gone: Vec<PodUid> = self
+            .snapshot
+            .pods
+            .iter()
+            .filter(|(uid, pod)| pod.workload.as_ref() == Some(workload) && !listed.contains(*uid))
+            .filter(|(uid, _)| self.pods.get(*uid).is_none_or(|entry| entry.version <= version))
+            .map(|(uid, _)| uid.clone())
+            .collect();
+        for uid in gone {
+            self.forget_pod(&uid);
+        }
+        for pod in pods {
+            self.set_pod(pod);
+        }
+        self.snapshot.confirmed.extend(attempts.into_iter().map(|attempt| (workload.clone(), attempt)));
+    }
+
+    /// Forgets confirmations that no claim is left for.
+    pub fn prune(&mut self) {
+        if self.snapshot.confirmed.is_empty() {
+            return;
+        }
+        let claimed: BTreeSet<(WorkloadUid, Attempt)> = self
+            .snapshot
+            .nodes
+            .values()
+            .filter_map(|n| n.mig.as_ref())
+            .flat_map(|m| m.confirmed.claims.iter().chain(&m.spec.claims))
+            .map(|c| (c.workload.uid.clone(), c.attempt.clone()))
+            .collect();
+        self.snapshot.confirmed.retain(|key| claimed.contains(key));
+    }
+
+    /// The conditions of our AdmissionChecks that are not as they should be.
+    pub fn stale_conditions(&self) -> Vec<checks::Verdict> {
+        self.checks.stale()
+    }
+}
+
+fn set<T: Ord + Clone>(set: &mut BTreeSet<T>, value: &T, member: bool) {
+    if member {
+        set.insert(value.clone());
+    } else {
+        set.remove(value);
+    }
+}
+
+fn uid_of<K: Resource>(object: &K) -> String {
+    object.meta().uid.clone().unwrap_or_default()
+}
+
+/// A resourceVersion as a number, which KEP-5504 allows to compare within one kind.
+fn version<K: Resource>(object: &K) -> u64 {
+    object.meta().resource_version.as_deref().and_then(|v| v.parse().ok()).unwrap_or_default()
+}

@@ -1,0 +1,60 @@
+//! The controller's metrics.
+
+use std::time::Duration;
+
+use prometheus::{Histogram, HistogramOpts, IntCounterVec, Opts, Registry};
+use slicegate_core::workload::CheckState;
+
+use super::writer::{Outcome, state_name};
+
+/// The controller's metrics.
+pub struct Metrics {
+    transitions: IntCounterVec,
+    reserve_to_ready: Histogram,
+    writes: IntCounterVec,
+    pub(super) plan_seconds: Histogram,
+}
+
+impl Metrics {
+    /// Registers the metrics.
+    pub fn new(registry: &Registry) -> prometheus::Result<Self> {
+        let transitions = IntCounterVec::new(
+            Opts::new("slicegate_check_transitions_total", "Changes of admission check states, by old and new state"),
+            &["from", "state"],
+        )?;
+        let reserve_to_ready = Histogram::with_opts(
+            HistogramOpts::new(
+                "slicegate_reserve_to_ready_milliseconds",
+                "Time from a quota reservation being seen to its check being Ready",
+            )
+            .buckets(vec![
+                5.0, 10.0, 20.0, 40.0, 80.0, 150.0, 300.0, 600.0, 1200.0, 2500.0, 5000.0, 10_000.0, 30_000.0, 120_000.0,
+            ]),
+        )?;
+        let writes = IntCounterVec::new(
+            Opts::new("slicegate_writes_total", "Writes to the API server, by what is written and how it ended"),
+            &["what", "result"],
+        )?;
+        let plan_seconds = Histogram::with_opts(
+            HistogramOpts::new("slicegate_plan_seconds", "Time to decide, over everything that is known")
+                .buckets(prometheus::exponential_buckets(0.000_05, 3.0, 10)?),
+        )?;
+        registry.register(Box::new(transitions.clone()))?;
+        registry.register(Box::new(reserve_to_ready.clone()))?;
+        registry.register(Box::new(writes.clone()))?;
+        registry.register(Box::new(plan_seconds.clone()))?;
+        Ok(Self { transitions, reserve_to_ready, writes, plan_seconds })
+    }
+
+    pub(super) fn transition(&self, from: CheckState, to: CheckState) {
+        self.transitions.with_label_values(&[state_name(from), state_name(to)]).inc();
+    }
+
+    pub(super) fn reserve_to_ready(&self, elapsed: Duration) {
+        self.reserve_to_ready.observe(elapsed.as_secs_f64() * 1000.0);
+    }
+
+    pub(super) fn write(&self, what: &str, outcome: Outcome) {
+        self.writes.with_label_values(&[what, outcome.label()]).inc();
+    }
+}

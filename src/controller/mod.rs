@@ -1,0 +1,411 @@
+//! The controller: observe, decide, act, wait.
+//!
+//! One task owns the [`index::Index`] and decides; watches and finished writes reach it as messages. What it decides is
+//! carried out by tasks of their own, at most one per object at a time. There is nothing to lose at a crash: what was decided
+//! is in the MIGNodes and Workloads, or is decided again.
+
+pub mod checks;
+pub mod index;
+mod metrics;
+mod watches;
+pub mod writer;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::future::Future;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use k8s_openapi::api::core::v1::{Node, Pod};
+use kube::{Api, Client};
+use slicegate_core::id::{Attempt, NodeName, PodUid, WorkloadKey, WorkloadUid};
+use slicegate_core::node::NodeSpec;
+use slicegate_core::plan::{Action, Limits, plan};
+use slicegate_core::workload::CheckState;
+use tokio::sync::{Semaphore, mpsc};
+use tokio::time::sleep;
+use tracing::{debug, info};
+
+use crate::api::convert::{now, time};
+use crate::api::{MIGNode, SlicePolicy, kueue};
+use crate::runtime::Ready;
+use index::{Index, Update};
+pub use metrics::Metrics;
+use writer::{CheckEntry, Outcome, Writer};
+
+/// Writes under way at the same time, over all objects.
+const CONCURRENT_WRITES: usize = 64;
+/// Messages taken in before the next decision, so that a flood of events does not keep decisions from being made.
+const BATCH: usize = 4096;
+
+/// Arguments of `slicegate controller`.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Args {
+    /// Seconds that an agent may take to take up a new MIGNode spec before its node gets no more workloads.
+    #[arg(long, default_value_t = 15, value_name = "SECONDS")]
+    pub agent_silence: u64,
+}
+
+/// Why the controller cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A kind is not served.
+    #[error("the API server does not serve {kind}: {advice}")]
+    NotServed {
+        /// The kind.
+        kind: String,
+        /// What to do.
+        advice: &'static str,
+    },
+    /// The controller's identity may not read a kind.
+    #[error("not allowed to list {kind}; apply config/rbac and run as ServiceAccount slicegate-controller: {source}")]
+    Forbidden {
+        /// The kind.
+        kind: String,
+        /// What the API server said.
+        source: Box<kube::Error>,
+    },
+    /// A task ended that never should.
+    #[error("the watch of {0} ended")]
+    Ended(&'static str),
+}
+
+/// What reaches the deciding task.
+enum Message {
+    Seen(Update),
+    Done(Done),
+}
+
+/// A finished write: what it was about, and the object as it is now.
+struct Done {
+    about: About,
+    outcome: Outcome,
+    update: Option<Update>,
+}
+
+enum About {
+    Spec(NodeName),
+    Check { workload: WorkloadKey, transition: Option<Transition> },
+    Pod(PodUid),
+    Confirm { workload: WorkloadUid, attempts: BTreeSet<Attempt>, answer: Option<(u64, Vec<Pod>)> },
+    Active(String),
+    Event,
+}
+
+struct Transition {
+    from: CheckState,
+    to: CheckState,
+}
+
+/// Runs the controller until `shutdown`.
+pub async fn run(
+    args: Args,
+    client: Client,
+    metrics: Arc<Metrics>,
+    ready: Ready,
+    shutdown: impl Future<Output = ()>,
+) -> Result<(), Error> {
+    check_served(&client).await?;
+    let (updates, seen) = mpsc::channel::<Update>(1024);
+    let watches = tokio::spawn(follow_all(client.clone(), updates));
+    let limits = Limits { agent_silence: Duration::from_secs(args.agent_silence), ..Limits::default() };
+    let (messages, inbox) = mpsc::unbounded_channel();
+    let controller = Controller {
+        index: Index::default(),
+        writer: Writer::new(client),
+        limits,
+        metrics,
+        messages,
+        slots: Arc::new(Semaphore::new(CONCURRENT_WRITES)),
+        confirming: BTreeSet::new(),
+        activating: BTreeSet::new(),
+        opened: BTreeMap::new(),
+        in_flight: 0,
+    };
+    tokio::select! {
+        ended = watches => Err(Error::Ended(ended.unwrap_or("everything"))),
+        () = controller.decide(inbox, seen, ready, shutdown) => Ok(()),
+    }
+}
+
+/// Says at once what would otherwise be an endless row of warnings.
+async fn check_served(client: &Client) -> Result<(), Error> {
+    const OURS: &str = "apply crds/ (kubectl apply --server-side -k crds)";
+    const KUEUE: &str = "install Kueue v0.16 or later, whose API version is v1beta2";
+    let probe = kube::api::ListParams::default().limit(1);
+    served::<MIGNode>(client, &probe, OURS).await?;
+    served::<SlicePolicy>(client, &probe, OURS).await?;
+    served::<kueue::Workload>(client, &probe, KUEUE).await?;
+    served::<kueue::AdmissionCheck>(client, &probe, KUEUE).await?;
+    served::<kueue::ResourceFlavor>(client, &probe, KUEUE).await
+}
+
+async fn served<K>(client: &Client, probe: &kube::api::ListParams, advice: &'static str) -> Result<(), Error>
+where
+    K: kube::Resource<DynamicType = ()> + Clone + std::fmt::Debug + serde::de::DeserializeOwned,
+{
+    let kind = format!("{} {}", K::api_version(&()), K::kind(&()));
+    match Api::<kube::core::PartialObjectMeta<K>>::all(client.clone()).list_metadata(probe).await {
+        Err(kube::Error::Api(status)) if status.code == 404 => Err(Error::NotServed { kind, advice }),
+        Err(kube::Error::Api(status)) if status.code == 403 => {
+            Err(Error::Forbidden { kind, source: Box::new(kube::Error::Api(status)) })
+        }
+        // Anything else may pass; the watches try again.
+        _ => Ok(()),
+    }
+}
+
+async fn follow_all(client: Client, updates: mpsc::Sender<Update>) -> &'static str {
+    use watches::follow;
+    let (c, u) = (|| client.clone(), || updates.clone());
+    tokio::select! {
+        () = follow::<Node>(c(), Update::Node, u()) => "Nodes",
+        () = follow::<MIGNode>(c(), Update::MigNode, u()) => "MIGNodes",
+        () = follow::<Pod>(c(), Update::Pod, u()) => "Pods",
+        () = follow::<kueue::Workload>(c(), Update::Workload, u()) => "Workloads",
+        () = follow::<kueue::AdmissionCheck>(c(), Update::Check, u()) => "AdmissionChecks",
+        () = follow::<SlicePolicy>(c(), Update::Policy, u()) => "SlicePolicies",
+        () = follow::<kueue::ResourceFlavor>(c(), Update::Flavor, u()) => "ResourceFlavors",
+    }
+}
+
+struct Controller {
+    index: Index,
+    writer: Writer,
+    limits: Limits,
+    metrics: Arc<Metrics>,
+    messages: mpsc::UnboundedSender<Message>,
+    slots: Arc<Semaphore>,
+    confirming: BTreeSet<WorkloadUid>,
+    activating: BTreeSet<String>,
+    /// When each open reservation was first seen, for the histogram of reserve-to-ready.
+    opened: BTreeMap<WorkloadUid, (Attempt, Instant)>,
+    in_flight: usize,
+}
+
+impl Controller {
+    async fn decide(
+        mut self,
+        mut inbox: mpsc::UnboundedReceiver<Message>,
+        mut seen: mpsc::Receiver<Update>,
+        ready: Ready,
+        shutdown: impl Future<Output = ()>,
+    ) {
+        let mut shutdown = pin!(shutdown);
+        let mut recheck: Option<Duration> = None;
+        loop {
+            tokio::select! {
+                () = &mut shutdown => break,
+                message = inbox.recv() => match message {
+                    Some(message) => self.take_in(message),
+                    None => break,
+                },
+                update = seen.recv() => match update {
+                    Some(update) => self.take_in(Message::Seen(update)),
+                    None => break,
+                },
+                () = async { sleep(recheck.unwrap_or_default()).await }, if recheck.is_some() => {}
+            }
+            for _ in 0..BATCH {
+                if let Ok(message) = inbox.try_recv() {
+                    self.take_in(message);
+                } else if let Ok(update) = seen.try_recv() {
+                    self.take_in(Message::Seen(update));
+                } else {
+                    break;
+                }
+            }
+            if self.index.synced() {
+                if !ready.is_ready() {
+                    info!("caches are complete; deciding");
+                    ready.set();
+                }
+                recheck = self.step();
+            } else {
+                ready.waiting_for(self.index.waiting_for());
+            }
+        }
+        self.finish(inbox).await;
+    }
+
+    /// Lets the writes that are under way end, so that nothing is half known at the next start.
+    async fn finish(mut self, mut inbox: mpsc::UnboundedReceiver<Message>) {
+        let all = async {
+            while self.in_flight > 0 {
+                match inbox.recv().await {
+                    Some(message) => self.take_in(message),
+                    None => break,
+                }
+            }
+        };
+        if tokio::time::timeout(Duration::from_secs(5), all).await.is_err() {
+            debug!("gave up waiting for writes under way");
+        }
+    }
+
+    fn take_in(&mut self, message: Message) {
+        match message {
+            Message::Seen(update) => self.index.apply(now(), update),
+            Message::Done(done) => self.take_in_done(done),
+        }
+    }
+
+    fn take_in_done(&mut self, done: Done) {
+        self.in_flight -= 1;
+        if let Some(update) = done.update {
+            self.index.apply(now(), update);
+        }
+        match done.about {
+            About::Spec(name) => {
+                self.metrics.write("spec", done.outcome);
+                self.index.end_spec(&name);
+            }
+            About::Check { workload, transition } => {
+                self.metrics.write("check", done.outcome);
+                self.index.set_workload_busy(&workload.uid, false);
+                if let Some(Transition { from, to }) = transition.filter(|_| done.outcome == Outcome::Written) {
+                    self.metrics.transition(from, to);
+                    info!(%workload, from = writer::state_name(from), to = writer::state_name(to), "admission check");
+                    if to == CheckState::Ready
+                        && let Some((_, opened)) = self.opened.remove(&workload.uid)
+                    {
+                        self.metrics.reserve_to_ready(opened.elapsed());
+                    }
+                }
+            }
+            About::Pod(uid) => {
+                self.metrics.write("pod", done.outcome);
+                self.index.set_pod_busy(&uid, false);
+            }
+            About::Confirm { workload, attempts, answer } => {
+                self.metrics.write("confirm", done.outcome);
+                self.confirming.remove(&workload);
+                if let Some((version, pods)) = answer {
+                    self.index.confirm(&workload, attempts, version, &pods);
+                }
+            }
+            About::Active(name) => {
+                self.metrics.write("active", done.outcome);
+                self.activating.remove(&name);
+            }
+            About::Event => self.metrics.write("event", done.outcome),
+        }
+    }
+
+    /// Decides, and sets everything going that was decided. Returns how long to wait if nothing happens.
+    fn step(&mut self) -> Option<Duration> {
+        self.index.prune();
+        self.limits.idle_retention =
+            self.index.checks().idle_retention().unwrap_or(Limits::default().idle_retention);
+        self.note_opened();
+        let now = now();
+        let timer = self.metrics.plan_seconds.start_timer();
+        let plan = plan(now, self.index.snapshot(), &self.limits);
+        timer.observe_duration();
+        for action in plan.actions {
+            self.begin(action);
+        }
+        for verdict in self.index.stale_conditions() {
+            self.begin_active(verdict);
+        }
+        plan.recheck_at.map(|at| (at - now).max(Duration::from_millis(1)))
+    }
+
+    fn note_opened(&mut self) {
+        let workloads = &self.index.snapshot().workloads;
+        self.opened.retain(|uid, _| workloads.get(uid).is_some_and(|w| w.open().is_some()));
+        for (uid, workload) in workloads {
+            let Some(reservation) = workload.open() else { continue };
+            let waiting = workload.checks.iter().any(|c| c.state == CheckState::Pending);
+            let known = self.opened.get(uid).is_some_and(|(attempt, _)| *attempt == reservation.attempt);
+            if waiting && !known {
+                self.opened.insert(uid.clone(), (reservation.attempt.clone(), Instant::now()));
+            }
+        }
+    }
+
+    fn begin(&mut self, action: Action) {
+        let writer = self.writer.clone();
+        match action {
+            Action::WriteSpec { node, expect, spec } => {
+                debug!(%node, claims = spec.claims.len(), "writing spec");
+                self.index.begin_spec(&node, spec.clone());
+                self.spawn(async move {
+                    let (outcome, update) = writer.write_spec(&node, &expect, &spec).await;
+                    Done { about: About::Spec(node), outcome, update }
+                });
+            }
+            Action::DeleteNode { node, expect } => {
+                info!(%node, "the Node is gone and nothing is claimed on it; removing its MIGNode");
+                self.index.begin_spec(&node, NodeSpec::default());
+                self.spawn(async move {
+                    let (outcome, update) = writer.delete_node(&node, &expect).await;
+                    Done { about: About::Spec(node), outcome, update }
+                });
+            }
+            Action::SetCheck { workload, expect, check, from, state, message, label } => {
+                // The time of the state, not of the message: it stays while the state does.
+                let since = self
+                    .index
+                    .workload(&workload.uid)
+                    .filter(|_| from == state)
+                    .and_then(|w| w.status.as_ref()?.admission_checks.iter().find(|c| c.name == check))
+                    .map_or_else(|| time(now()), |entry| entry.last_transition_time.clone());
+                let entry = CheckEntry::new(&workload, check, state, message, since, &label);
+                let transition = (from != state).then_some(Transition { from, to: state });
+                self.index.set_workload_busy(&workload.uid, true);
+                self.spawn(async move {
+                    let (outcome, update) = writer.set_check(&workload, &expect, entry).await;
+                    Done { about: About::Check { workload, transition }, outcome, update }
+                });
+            }
+            Action::Confirm { workload, attempts } => {
+                if !self.confirming.insert(workload.uid.clone()) {
+                    return;
+                }
+                self.spawn(async move {
+                    let answer = writer.pods_of(&workload).await;
+                    let outcome = if answer.is_some() { Outcome::Written } else { Outcome::Failed };
+                    Done { about: About::Confirm { workload: workload.uid, attempts, answer }, outcome, update: None }
+                });
+            }
+            Action::Steer { pod, expect, hostname } => {
+                self.index.set_pod_busy(&pod.uid, true);
+                self.spawn(async move {
+                    let (outcome, update) = writer.steer(&pod, &expect, &hostname).await;
+                    Done { about: About::Pod(pod.uid), outcome, update }
+                });
+            }
+            Action::Tell { pod, reason, note } => {
+                self.index.set_told(&pod.uid);
+                self.spawn(async move {
+                    let outcome = writer.tell(&pod, reason, &note).await;
+                    Done { about: About::Event, outcome, update: None }
+                });
+            }
+        }
+    }
+
+    fn begin_active(&mut self, verdict: checks::Verdict) {
+        if !self.activating.insert(verdict.check.clone()) {
+            return;
+        }
+        info!(check = verdict.check, active = verdict.active, message = verdict.message, "AdmissionCheck");
+        let writer = self.writer.clone();
+        self.spawn(async move {
+            let (outcome, update) = writer.set_active(&verdict, time(now())).await;
+            Done { about: About::Active(verdict.check), outcome, update }
+        });
+    }
+
+    fn spawn(&mut self, write: impl Future<Output = Done> + Send + 'static) {
+        self.in_flight += 1;
+        let (messages, slots) = (self.messages.clone(), self.slots.clone());
+        tokio::spawn(async move {
+            let _slot = slots.acquire_owned().await;
+            let done = write.await;
+            // The deciding task is gone only when the process is about to be.
+            let _ = messages.send(Message::Done(done));
+        });
+    }
+}

@@ -1,0 +1,349 @@
+//! Carrying out the plan's actions. Each write states the precondition under which it is right; when that no longer holds,
+//! the object is read afresh and the plan decides anew.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::{ObjectReference, Pod};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams, Preconditions};
+use kube::runtime::events::{Event, EventType, Recorder, Reporter};
+use kube::{Api, Client, ResourceExt};
+use serde::Serialize;
+use slicegate_core::id::{NodeName, PodSetName, WorkloadKey};
+use slicegate_core::node::{NodeSpec, Version};
+use slicegate_core::plan::PodKey;
+use slicegate_core::workload::CheckState;
+use tracing::{debug, warn};
+
+use super::checks::{self, Verdict};
+use super::index::{Change, Update};
+use crate::api::convert::mig;
+use crate::api::{MIGNode, kueue, names};
+
+/// Pause after a write that failed for no fault of its own, or that the API server will not have.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// How a write ended, for metrics.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Done.
+    Written,
+    /// The object had changed.
+    Conflict,
+    /// The API server would not, or could not.
+    Failed,
+}
+
+impl Outcome {
+    /// As a metrics label.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Written => "written",
+            Self::Conflict => "conflict",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+/// Writes with the controller's identity.
+#[derive(Clone)]
+pub struct Writer {
+    client: Client,
+    recorder: Recorder,
+}
+
+impl Writer {
+    /// A writer that uses `client`.
+    pub fn new(client: Client) -> Self {
+        let reporter = Reporter { controller: names::CONTROLLER_NAME.to_owned(), instance: None };
+        Self { recorder: Recorder::new(client.clone(), reporter), client }
+    }
+
+    /// Replaces a MIGNode's `spec`, guarded by uid and generation: the agent's status updates do not get in the way.
+    pub async fn write_spec(&self, node: &NodeName, expect: &Version, spec: &NodeSpec) -> (Outcome, Option<Update>) {
+        let api: Api<MIGNode> = Api::all(self.client.clone());
+        let operations = serde_json::json!([
+            {"op": "test", "path": "/metadata/uid", "value": &*expect.uid},
+            {"op": "test", "path": "/metadata/generation", "value": expect.generation},
+            {"op": "replace", "path": "/spec", "value": mig::spec_to_api(spec)},
+        ]);
+        let result = match serde_json::from_value(operations) {
+            Ok(patch) => api.patch(node.as_str(), &params(), &Patch::Json::<()>(patch)).await,
+            Err(error) => Err(kube::Error::SerdeError(error)),
+        };
+        let unchanged = |object: &MIGNode| {
+            object.metadata.generation == Some(expect.generation) && object.uid().as_deref() == Some(&*expect.uid)
+        };
+        self.finish("MIGNode spec", node.as_str(), result, &api, Update::MigNode, unchanged).await
+    }
+
+    /// Removes a MIGNode.
+    pub async fn delete_node(&self, node: &NodeName, expect: &Version) -> (Outcome, Option<Update>) {
+        let api: Api<MIGNode> = Api::all(self.client.clone());
+        let uid = Some(expect.uid.to_string());
+        let parameters =
+            DeleteParams { preconditions: Some(Preconditions { uid, resource_version: None }), ..DeleteParams::default() };
+        match api.delete(node.as_str(), &parameters).await {
+            Ok(_) => (Outcome::Written, None),
+            Err(error) => {
+                self.complain("MIGNode deletion", node.as_str(), &error).await;
+                (Outcome::Failed, None)
+            }
+        }
+    }
+
+    /// Sets one of our entries in `status.admissionChecks`, guarded by resourceVersion. Every field that we control is sent
+    /// each time, since server-side apply leaves a field that is not sent as it was.
+    pub async fn set_check(
+        &self,
+        workload: &WorkloadKey,
+        expect: &str,
+        check: CheckEntry,
+    ) -> (Outcome, Option<Update>) {
+        let api: Api<kueue::Workload> = Api::namespaced(self.client.clone(), &workload.namespace);
+        let body = WorkloadPatch {
+            api_version: "kueue.x-k8s.io/v1beta2",
+            kind: "Workload",
+            metadata: Metadata {
+                name: &workload.name,
+                namespace: Some(&workload.namespace),
+                resource_version: Some(expect),
+                uid: Some(workload.uid.as_str()),
+            },
+            status: WorkloadStatusPatch { admission_checks: [check] },
+        };
+        // Kueue owns the entry, too: it makes it, and rewrites it at each reservation.
+        let result = api.patch_status(&workload.name, &params().force(), &Patch::Apply(&body)).await;
+        let unchanged = |object: &kueue::Workload| object.resource_version().as_deref() == Some(expect);
+        self.finish("admission check", &workload.to_string(), result, &api, Update::Workload, unchanged).await
+    }
+
+    /// Pins a pod to a host and removes our gate, guarded by resourceVersion.
+    pub async fn steer(&self, pod: &PodKey, expect: &str, hostname: &str) -> (Outcome, Option<Update>) {
+        let api: Api<Pod> = Api::namespaced(self.client.clone(), &pod.namespace);
+        let patch = serde_json::json!({
+            "metadata": {"resourceVersion": expect, "uid": pod.uid.as_str()},
+            "spec": {
+                "nodeSelector": {names::HOSTNAME_LABEL: hostname},
+                "schedulingGates": [{"$patch": "delete", "name": names::GATE}],
+            },
+        });
+        let result = api.patch(&pod.name, &params(), &Patch::Strategic(patch)).await;
+        let unchanged = |object: &Pod| object.resource_version().as_deref() == Some(expect);
+        let name = format!("{}/{}", pod.namespace, pod.name);
+        self.finish("pod", &name, result, &api, Update::Pod, unchanged).await
+    }
+
+    /// All the pods of a workload as the API server has them now, and the version of that answer.
+    pub async fn pods_of(&self, workload: &WorkloadKey) -> Option<(u64, Vec<Pod>)> {
+        let api: Api<Pod> = Api::namespaced(self.client.clone(), &workload.namespace);
+        let parameters = ListParams::default().labels(&format!("{}={}", names::WORKLOAD_LABEL, workload.uid));
+        match api.list(&parameters).await {
+            Ok(list) => {
+                let version = list.metadata.resource_version.and_then(|v| v.parse().ok()).unwrap_or_default();
+                Some((version, list.items))
+            }
+            Err(error) => {
+                self.complain("list of pods", &workload.to_string(), &error).await;
+                None
+            }
+        }
+    }
+
+    /// Tells a pod's owner something, in an Event.
+    pub async fn tell(&self, pod: &PodKey, reason: &str, note: &str) -> Outcome {
+        let reference = ObjectReference {
+            api_version: Some("v1".to_owned()),
+            kind: Some("Pod".to_owned()),
+            namespace: Some(pod.namespace.to_string()),
+            name: Some(pod.name.to_string()),
+            uid: Some(pod.uid.to_string()),
+            ..ObjectReference::default()
+        };
+        let event = Event {
+            type_: EventType::Warning,
+            reason: reason.to_owned(),
+            note: Some(note.to_owned()),
+            action: "Reserve".to_owned(),
+            secondary: None,
+        };
+        match self.recorder.publish(&event, &reference).await {
+            Ok(()) => Outcome::Written,
+            Err(error) => {
+                self.complain("event", &format!("{}/{}", pod.namespace, pod.name), &error).await;
+                Outcome::Failed
+            }
+        }
+    }
+
+    /// Sets the condition `Active` of an AdmissionCheck.
+    pub async fn set_active(&self, verdict: &Verdict, since: Time) -> (Outcome, Option<Update>) {
+        let api: Api<kueue::AdmissionCheck> = Api::all(self.client.clone());
+        let body = CheckPatch {
+            api_version: "kueue.x-k8s.io/v1beta2",
+            kind: "AdmissionCheck",
+            metadata: Metadata { name: &verdict.check, namespace: None, resource_version: None, uid: None },
+            status: CheckStatusPatch {
+                conditions: [Condition {
+                    type_: checks::ACTIVE.to_owned(),
+                    status: checks::status(verdict.active).to_owned(),
+                    reason: verdict.reason.to_owned(),
+                    message: verdict.message.clone(),
+                    observed_generation: Some(verdict.generation),
+                    last_transition_time: since,
+                }],
+            },
+        };
+        let result = api.patch_status(&verdict.check, &params().force(), &Patch::Apply(&body)).await;
+        self.finish("AdmissionCheck", &verdict.check, result, &api, Update::Check, |_| true).await
+    }
+
+    /// What a write comes to: the object as written, or, when its precondition failed, as it is now.
+    async fn finish<K>(
+        &self,
+        what: &str,
+        name: &str,
+        result: kube::Result<K>,
+        api: &Api<K>,
+        wrap: fn(Change<K>) -> Update,
+        unchanged: impl Fn(&K) -> bool,
+    ) -> (Outcome, Option<Update>)
+    where
+        K: kube::Resource<DynamicType = ()> + Clone + std::fmt::Debug + serde::de::DeserializeOwned,
+    {
+        let error = match result {
+            Ok(object) => return (Outcome::Written, Some(wrap(Change::Apply(object)))),
+            Err(error) => error,
+        };
+        let code = if let kube::Error::Api(status) = &error { status.code } else { 0 };
+        // A failed `test` of a JSON patch is 422, as is a body that breaks a rule; what tells them apart is whether the
+        // precondition still holds.
+        if !matches!(code, 404 | 409 | 422) {
+            self.complain(what, name, &error).await;
+            return (Outcome::Failed, None);
+        }
+        let bare = name.rsplit('/').next().unwrap_or(name);
+        match api.get_opt(bare).await {
+            Ok(Some(object)) => {
+                if code == 422 && unchanged(&object) {
+                    self.complain(what, name, &error).await;
+                } else {
+                    debug!(what, name, "changed meanwhile; deciding anew");
+                }
+                (Outcome::Conflict, Some(wrap(Change::Apply(object))))
+            }
+            Ok(None) => (Outcome::Conflict, None),
+            Err(error) => {
+                self.complain(what, name, &error).await;
+                (Outcome::Failed, None)
+            }
+        }
+    }
+
+    async fn complain(&self, what: &str, name: &str, error: &kube::Error) {
+        warn!(what, name, %error, "write failed; trying again");
+        tokio::time::sleep(PAUSE).await;
+    }
+}
+
+fn params() -> PatchParams {
+    PatchParams::apply(names::CONTROLLER_MANAGER)
+}
+
+/// Our entry in `status.admissionChecks`, every field of it.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CheckEntry {
+    name: String,
+    state: &'static str,
+    message: String,
+    last_transition_time: Time,
+    pod_set_updates: Vec<PodSetUpdate>,
+    requeue_after_seconds: u32,
+}
+
+#[derive(Clone, Debug, Serialize)]
+struct PodSetUpdate {
+    name: String,
+    labels: BTreeMap<&'static str, String>,
+}
+
+impl CheckEntry {
+    /// An entry; `label` names the pod sets whose pods are to carry the workload's uid.
+    pub fn new(
+        workload: &WorkloadKey,
+        name: String,
+        state: CheckState,
+        message: String,
+        since: Time,
+        label: &[PodSetName],
+    ) -> Self {
+        Self {
+            name,
+            state: state_name(state),
+            message,
+            last_transition_time: since,
+            pod_set_updates: label
+                .iter()
+                .map(|pod_set| PodSetUpdate {
+                    name: pod_set.to_string(),
+                    labels: BTreeMap::from([(names::WORKLOAD_LABEL, workload.uid.to_string())]),
+                })
+                .collect(),
+            // Kueue would hold the quota for as long as this says, and then evict: never what is wanted.
+            requeue_after_seconds: 0,
+        }
+    }
+}
+
+/// A check state as Kueue spells it.
+pub fn state_name(state: CheckState) -> &'static str {
+    match state {
+        CheckState::Pending => "Pending",
+        CheckState::Ready => "Ready",
+        CheckState::Retry => "Retry",
+        CheckState::Rejected => "Rejected",
+    }
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Metadata<'a> {
+    name: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    namespace: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    resource_version: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    uid: Option<&'a str>,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct WorkloadPatch<'a> {
+    api_version: &'static str,
+    kind: &'static str,
+    metadata: Metadata<'a>,
+    status: WorkloadStatusPatch,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct WorkloadStatusPatch {
+    admission_checks: [CheckEntry; 1],
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct CheckPatch<'a> {
+    api_version: &'static str,
+    kind: &'static str,
+    metadata: Metadata<'a>,
+    status: CheckStatusPatch,
+}
+
+#[derive(Debug, Serialize)]
+struct CheckStatusPatch {
+    conditions: [Condition; 1],
+}

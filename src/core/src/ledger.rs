@@ -1,0 +1,434 @@
+//! One node's book: which slices there are and are wanted, who may use how many, what cpu and memory is still free. The
+//! plan opens a ledger for each node, enters what it decides, and writes back what has changed.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use crate::geometry::{Mask, Model, Slice};
+use crate::id::{Attempt, GpuUuid, NodeName, PodSetName, WorkloadKey, WorkloadUid};
+use crate::node::{Claim, Hold, MigNode, NodeSpec, SliceState};
+use crate::placement::{self, Cost};
+use crate::profile::ProfileName;
+use crate::resources::Resources;
+use crate::time::Timestamp;
+use crate::workload::PodSetDemand;
+
+/// Why a slice is on a GPU's books.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Origin {
+    /// `spec` wants it.
+    Declared,
+    /// `spec` does not want it any more; the agent has not destroyed it yet.
+    Leaving,
+    /// Slicegate did not make it.
+    Foreign,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Slot {
+    slice: Slice,
+    origin: Origin,
+    observed: Option<(SliceState, Timestamp)>,
+}
+
+impl Slot {
+    fn is(&self, state: SliceState) -> bool {
+        self.observed.is_some_and(|(s, _)| s == state)
+    }
+    /// Declared, and not known to be broken: what a claim can count on.
+    fn counts(&self) -> bool {
+        self.origin == Origin::Declared && !self.is(SliceState::Failed)
+    }
+    /// Whether it could be taken away, if its profile has slices to spare.
+    fn yields(&self) -> bool {
+        self.origin != Origin::Foreign && !self.is(SliceState::InUse) && !self.is(SliceState::Failed)
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct GpuBook {
+    model: Arc<Model>,
+    usable: bool,
+    slots: Vec<Slot>,
+    held: Mask,
+}
+
+impl GpuBook {
+    fn slices<'a>(&'a self, filter: impl Fn(&Slot) -> bool + Clone + 'a) -> impl Iterator<Item = &'a Slice> + Clone {
+        self.slots.iter().filter(move |slot| filter(slot)).map(|slot| &slot.slice)
+    }
+    fn occupied(&self) -> Mask {
+        self.slots.iter().fold(self.held, |mask, slot| mask.with(slot.slice.mask()))
+    }
+}
+
+/// What it costs to run one more pod on a node; less is better. Field order is the ranking: reuse before creation,
+/// creation in free room before displacing idle slices, then placement.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct PodCost {
+    /// Slices that must be made.
+    pub created: u32,
+    /// Idle slices that must go for them.
+    pub displaced: u32,
+    /// Growth of fragmentation.
+    pub fragmentation: i64,
+    /// Units left free on the GPUs that are cut.
+    pub free: u32,
+    /// Starts taken from other profiles.
+    pub starts_lost: u32,
+}
+
+/// Why one more pod does not fit on a node. The order says which reason of several nodes is worth telling.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum NoFit {
+    /// No GPU of the node has the profile.
+    NotOffered(ProfileName),
+    /// There is no room for another slice of the profile.
+    NoRoom(ProfileName),
+    /// There is not enough of another resource.
+    Lacks(String),
+}
+
+/// A node's book.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ledger {
+    /// The node.
+    pub name: NodeName,
+    gpus: BTreeMap<GpuUuid, GpuBook>,
+    claims: Vec<Claim>,
+    holds: Vec<Hold>,
+    claimed: BTreeMap<ProfileName, u32>,
+    free: Resources,
+}
+
+impl Ledger {
+    /// Opens the book of a node: `mig` with `free`, which is what bound pods leave of the node's resources.
+    ///
+    /// What `spec` wants but cannot be (unknown GPU or profile, illegal place, overlap, in the way of a foreign instance)
+    /// is left out, and what a pod holds though `spec` does not want it is taken back in.
+    pub fn open(now: Timestamp, name: &NodeName, mig: &MigNode, free: Resources) -> Self {
+        let mut gpus: BTreeMap<GpuUuid, GpuBook> = mig
+            .gpus
+            .iter()
+            .map(|(uuid, gpu)| {
+                let book =
+                    GpuBook { model: gpu.model.clone(), usable: gpu.usable, slots: Vec::new(), held: Mask::default() };
+                (uuid.clone(), book)
+            })
+            .collect();
+        let mut enter = |uuid: &GpuUuid, slice: &Slice, origin, observed| {
+            let Some(book) = gpus.get_mut(uuid) else { return };
+            if book.model.check(slice, book.slices(|_| true)).is_ok() {
+                book.slots.push(Slot { slice: slice.clone(), origin, observed });
+            }
+        };
+        // In this order, so that of two that exclude each other the one that cannot go away stays.
+        for (uuid, slice) in &mig.foreign {
+            enter(uuid, slice, Origin::Foreign, None);
+        }
+        for o in mig.slices.iter().filter(|o| o.state == SliceState::InUse) {
+            enter(&o.gpu, &o.slice, Origin::Declared, Some((o.state, o.since)));
+        }
+        for (uuid, slices) in &mig.spec.gpus {
+            for slice in slices {
+                let observed = mig.slices.iter().find(|o| o.gpu == *uuid && o.slice == *slice);
+                enter(uuid, slice, Origin::Declared, observed.map(|o| (o.state, o.since)));
+            }
+        }
+        for o in &mig.slices {
+            enter(&o.gpu, &o.slice, Origin::Leaving, Some((o.state, o.since)));
+        }
+        let holds: Vec<Hold> = mig.spec.holds.iter().filter(|h| h.until > now).cloned().collect();
+        for hold in &holds {
+            if let Some(book) = gpus.get_mut(&hold.gpu) {
+                book.held = book.held.with(hold.mask());
+            }
+        }
+        let mut ledger = Self {
+            name: name.clone(),
+            gpus,
+            claims: Vec::new(),
+            holds,
+            claimed: BTreeMap::new(),
+            free,
+        };
+        for claim in &mig.spec.claims {
+            ledger.enter_claim(claim.clone());
+        }
+        ledger
+    }
+
+    /// The node's `spec` as the book has it now.
+    pub fn spec(&self) -> NodeSpec {
+        let declared = |book: &GpuBook| {
+            let mut slices: Vec<Slice> = book.slices(|slot| slot.origin == Origin::Declared).cloned().collect();
+            slices.sort();
+            slices
+        };
+        NodeSpec {
+            gpus: self
+                .gpus
+                .iter()
+                .map(|(uuid, book)| (uuid.clone(), declared(book)))
+                .filter(|(_, slices)| !slices.is_empty())
+                .collect(),
+            claims: self.claims.clone(),
+            holds: self.holds.clone(),
+        }
+    }
+
+    /// The claims.
+    pub fn claims(&self) -> &[Claim] {
+        &self.claims
+    }
+
+    /// The profiles that the node's usable GPUs offer.
+    pub fn offers(&self) -> impl Iterator<Item = &ProfileName> {
+        self.gpus.values().filter(|b| b.usable).flat_map(|b| b.model.profiles.iter().map(|p| &p.name))
+    }
+
+    /// Pods of a pod set that have a claim here.
+    pub fn pods_of(&self, workload: &WorkloadUid, pod_set: &PodSetName) -> u32 {
+        self.claims
+            .iter()
+            .filter(|c| c.workload.uid == *workload && c.pod_set == *pod_set)
+            .map(|c| c.pods)
+            .max()
+            .unwrap_or(0)
+    }
+
+    /// Takes cpu, memory and pod slots of `pods` pods out of what is free.
+    pub fn charge(&mut self, requests: &Resources, pods: u32) {
+        self.free.add(requests, -i64::from(pods));
+    }
+
+    /// Strikes out the claims for which `drop` says so. `requests` tells what each of their pods was charged.
+    pub fn drop_claims(&mut self, drop: impl Fn(&Claim) -> bool) -> Vec<Claim> {
+        let (dropped, kept): (Vec<_>, Vec<_>) = std::mem::take(&mut self.claims).into_iter().partition(drop);
+        self.claims = kept;
+        for claim in &dropped {
+            if let Some(count) = self.claimed.get_mut(&claim.profile) {
+                *count = count.saturating_sub(claim.slices);
+            }
+        }
+        dropped
+    }
+
+    /// Makes the slices that claims count on and `spec` lacks, where there is room, and lets go of broken slices that no
+    /// claim needs. Returns the profiles that stay short though none of their slices is merely broken.
+    pub fn mend(&mut self) -> Vec<ProfileName> {
+        let mut short = Vec::new();
+        for (profile, claimed) in self.claimed.clone() {
+            while self.counted(&profile) < claimed {
+                if self.make(&profile).is_none() {
+                    if self.counted(&profile) + self.broken(&profile) < claimed {
+                        short.push(profile.clone());
+                    }
+                    break;
+                }
+            }
+        }
+        let short_of: Vec<ProfileName> = self.profiles_short();
+        for book in self.gpus.values_mut() {
+            book.slots.retain(|slot| {
+                !(slot.origin == Origin::Declared
+                    && slot.is(SliceState::Failed)
+                    && !short_of.contains(&slot.slice.profile))
+            });
+        }
+        short
+    }
+
+    fn profiles_short(&self) -> Vec<ProfileName> {
+        self.claimed.iter().filter(|(p, claimed)| self.counted(p) < **claimed).map(|(p, _)| p.clone()).collect()
+    }
+
+    /// Whether one more pod of the pod set fits, and at what cost.
+    pub fn try_pod(&self, demand: &PodSetDemand) -> Result<(PodCost, Self), NoFit> {
+        if let Some(resource) = self.free.first_lacking(&demand.requests) {
+            return Err(NoFit::Lacks(resource.to_owned()));
+        }
+        let mut book = self.clone();
+        let cost = book.take_slices(&demand.slices)?;
+        book.charge(&demand.requests, 1);
+        Ok((cost, book))
+    }
+
+    /// Sets slices aside for one pod: idle ones of the right profile first, then new ones.
+    pub fn take_slices(&mut self, slices: &BTreeMap<ProfileName, u32>) -> Result<PodCost, NoFit> {
+        let mut total = PodCost::default();
+        for (profile, count) in self.largest_first(slices)? {
+            for _ in 0..count {
+                if self.counted(&profile) <= self.claimed(&profile) {
+                    let (displaced, cost) = self.make(&profile).ok_or_else(|| NoFit::NoRoom(profile.clone()))?;
+                    total.created += 1;
+                    total.displaced += displaced;
+                    total.fragmentation += cost.fragmentation;
+                    total.free += cost.free;
+                    total.starts_lost += cost.starts_lost;
+                }
+                *self.claimed.entry(profile.clone()).or_default() += 1;
+            }
+        }
+        Ok(total)
+    }
+
+    /// Enters one more pod into the claims of a pod set, its slices having been taken.
+    pub fn claim_pod(&mut self, workload: &WorkloadKey, attempt: &Attempt, demand: &PodSetDemand) {
+        for (profile, slices) in &demand.slices {
+            let existing = self.claims.iter_mut().find(|c| {
+                c.workload.uid == workload.uid
+                    && c.attempt == *attempt
+                    && c.pod_set == demand.name
+                    && c.profile == *profile
+            });
+            match existing {
+                Some(claim) => {
+                    claim.slices += slices;
+                    claim.pods += 1;
+                }
+                None => self.claims.push(Claim {
+                    workload: workload.clone(),
+                    attempt: attempt.clone(),
+                    pod_set: demand.name.clone(),
+                    profile: profile.clone(),
+                    slices: *slices,
+                    pods: 1,
+                }),
+            }
+        }
+    }
+
+    /// Lets go of slices that nobody has claimed and that have been idle for `retention`. Returns when the next will be.
+    pub fn expire_idle(&mut self, now: Timestamp, retention: std::time::Duration) -> Option<Timestamp> {
+        let mut next: Option<Timestamp> = None;
+        let mut spare: BTreeMap<ProfileName, u32> = BTreeMap::new();
+        for profile in self.gpus.values().flat_map(|b| b.slices(Slot::counts)).cloned().map(|s| s.profile) {
+            spare.entry(profile.clone()).or_insert_with(|| self.spare(&profile));
+        }
+        for book in self.gpus.values_mut() {
+            book.slots.retain(|slot| {
+                let Some((SliceState::Idle, since)) = slot.observed else { return true };
+                let left = spare.get_mut(&slot.slice.profile).filter(|left| **left > 0);
+                let Some(left) = left.filter(|_| slot.origin == Origin::Declared) else { return true };
+                if since + retention > now {
+                    next = next.into_iter().chain([since + retention]).min();
+                    return true;
+                }
+                *left -= 1;
+                false
+            });
+        }
+        next
+    }
+
+    /// The book of the same node with nothing of ours on it: what could ever fit.
+    #[must_use]
+    pub fn emptied(&self, allocatable: Resources) -> Self {
+        let mut book = self.clone();
+        for gpu in book.gpus.values_mut() {
+            gpu.slots.retain(|slot| slot.origin == Origin::Foreign);
+            gpu.held = Mask::default();
+        }
+        book.claims.clear();
+        book.claimed.clear();
+        book.free = allocatable;
+        book
+    }
+
+    fn enter_claim(&mut self, claim: Claim) {
+        *self.claimed.entry(claim.profile.clone()).or_default() += claim.slices;
+        self.claims.push(claim);
+    }
+
+    fn claimed(&self, profile: &ProfileName) -> u32 {
+        self.claimed.get(profile).copied().unwrap_or(0)
+    }
+
+    fn count(&self, profile: &ProfileName, filter: impl Fn(&Slot) -> bool) -> u32 {
+        let slots = self.gpus.values().flat_map(|b| &b.slots);
+        let count = slots.filter(|slot| slot.slice.profile == *profile && filter(slot)).count();
+        u32::try_from(count).unwrap_or(u32::MAX)
+    }
+
+    fn counted(&self, profile: &ProfileName) -> u32 {
+        self.count(profile, Slot::counts)
+    }
+
+    fn broken(&self, profile: &ProfileName) -> u32 {
+        self.count(profile, |slot| slot.origin == Origin::Declared && slot.is(SliceState::Failed))
+    }
+
+    /// How many slices of the profile could be taken away without a claim or a holder noticing.
+    fn spare(&self, profile: &ProfileName) -> u32 {
+        let in_use = self.count(profile, |slot| slot.is(SliceState::InUse));
+        self.counted(profile).saturating_sub(self.claimed(profile).max(in_use))
+    }
+
+    fn largest_first(&self, slices: &BTreeMap<ProfileName, u32>) -> Result<Vec<(ProfileName, u32)>, NoFit> {
+        let size = |profile: &ProfileName| {
+            self.gpus.values().filter(|b| b.usable).filter_map(|b| b.model.profile(profile)).map(|p| p.size).max()
+        };
+        let mut sized = Vec::new();
+        for (profile, count) in slices.iter().filter(|(_, count)| **count > 0) {
+            sized.push((size(profile).ok_or_else(|| NoFit::NotOffered(profile.clone()))?, profile.clone(), *count));
+        }
+        sized.sort_by(|a, b| b.0.cmp(&a.0).then_with(|| a.1.cmp(&b.1)));
+        Ok(sized.into_iter().map(|(_, profile, count)| (profile, count)).collect())
+    }
+
+    /// Declares one more slice of the profile at the best place: in free room if there is any, else where the fewest
+    /// spare slices must go. Returns how many went, and the cost of the place.
+    fn make(&mut self, profile: &ProfileName) -> Option<(u32, Cost)> {
+        let (_, uuid, start) = self.best_place(profile, false).or_else(|| self.best_place(profile, true))?;
+        let book = self.gpus.get(&uuid)?;
+        let entry = book.model.profile(profile)?;
+        let slice = Slice { start, size: entry.size, profile: profile.clone() };
+        let cost = placement::cost(&book.model, book.occupied(), entry, start);
+        let model = book.model.clone();
+        let book = self.gpus.get_mut(&uuid)?;
+        let mut displaced = 0;
+        book.slots.retain(|slot| {
+            let goes = slot.yields() && model.check(&slice, [&slot.slice]).is_err();
+            displaced += u32::from(goes && slot.origin == Origin::Declared);
+            !goes
+        });
+        book.slots.push(Slot { slice, origin: Origin::Declared, observed: None });
+        Some((displaced, cost))
+    }
+
+    fn best_place(&self, profile: &ProfileName, displacing: bool) -> Option<(u32, GpuUuid, u8)> {
+        let mut best: Option<((u32, Cost), &GpuUuid, u8)> = None;
+        for (uuid, book) in self.gpus.iter().filter(|(_, book)| book.usable) {
+            let Some(entry) = book.model.profile(profile) else { continue };
+            let hard = |slot: &Slot| !(displacing && slot.yields());
+            for start in book.model.free_starts(entry, book.slices(hard)) {
+                let slice = Slice { start, size: entry.size, profile: profile.clone() };
+                if book.held.overlaps(slice.mask()) {
+                    continue;
+                }
+                let goes = |slot: &&Slot| slot.yields() && book.model.check(&slice, [&slot.slice]).is_err();
+                let Some(displaced) = self.displaceable(book.slots.iter().filter(goes)) else { continue };
+                let stays = book.slots.iter().filter(|slot| !goes(slot)).map(|slot| &slot.slice);
+                if book.model.check(&slice, stays.clone()).is_err() {
+                    continue;
+                }
+                let occupied = stays.fold(book.held, |mask, s| mask.with(s.mask()));
+                let rank = (displaced, placement::cost(&book.model, occupied, entry, start));
+                if best.as_ref().is_none_or(|(least, _, _)| rank < *least) {
+                    best = Some((rank, uuid, start));
+                }
+            }
+        }
+        best.map(|((displaced, _), uuid, start)| (displaced, uuid.clone(), start))
+    }
+
+    /// How many declared slices are among `slots`, if their profiles can all spare them.
+    fn displaceable<'a>(&self, slots: impl Iterator<Item = &'a Slot>) -> Option<u32> {
+        let mut asked: BTreeMap<&ProfileName, u32> = BTreeMap::new();
+        for slot in slots.filter(|slot| slot.origin == Origin::Declared) {
+            *asked.entry(&slot.slice.profile).or_default() += 1;
+        }
+        asked.iter().all(|(profile, count)| self.spare(profile) >= *count).then(|| asked.values().sum())
+    }
+}

@@ -1,0 +1,22 @@
+//! Slicegate's decisions. Nothing here reads a clock, the environment, the network or a GPU: the callers bring what a
+//! decision may depend on, and carry out what it says.
+//!
+//! * [`profile`], [`geometry`]: what a GPU model can be cut into.
+//! * [`placement`]: where on a GPU a slice does the least harm.
+//! * [`node`], [`workload`]: the world as a decision sees it.
+//! * [`ledger`]: one node's slices, claims and free resources, and what fits on it.
+//! * [`plan`]: the controller's decision.
+//! * [`agent`]: the node agent's decision.
+
+pub mod agent;
+pub mod constraints;
+pub mod geometry;
+pub mod id;
+pub mod ledger;
+pub mod node;
+pub mod placement;
+pub mod plan;
+pub mod profile;
+pub mod resources;
+pub mod time;
+pub mod workload;

@@ -1,0 +1,164 @@
+//! Nodes as the plan sees them: what they have, what is promised, what their agent reports.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use crate::constraints::Traits;
+use crate::geometry::{Mask, Model, Slice};
+use crate::id::{Attempt, GpuUuid, NodeName, PodSetName, WorkloadKey, WorkloadUid};
+use crate::profile::ProfileName;
+use crate::resources::Resources;
+use crate::time::Timestamp;
+
+/// A Node together with its MIGNode.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Node {
+    /// Its name.
+    pub name: NodeName,
+    /// The Node object; `None` while only the MIGNode is there.
+    pub host: Option<Host>,
+    /// The MIGNode object; `None` while the agent has not made it.
+    pub mig: Option<MigNode>,
+}
+
+/// What of the Node object matters.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Host {
+    /// Label `kubernetes.io/hostname`, by which pods are steered; it need not be the node's name.
+    pub hostname: String,
+    /// Labels, taints, cordon.
+    pub traits: Traits,
+    /// Condition `Ready`.
+    pub ready: bool,
+    /// What pods may have in all, without MIG slices.
+    pub allocatable: Resources,
+    /// What the pods that are bound to it request, terminal ones left out.
+    pub used: Resources,
+    /// Live pods bound to it, by workload and pod set.
+    pub bound: BTreeMap<(WorkloadUid, PodSetName), u32>,
+}
+
+/// Guard of a write to a MIGNode's spec: the object and its generation, which status updates leave alone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Version {
+    /// `metadata.uid`.
+    pub uid: Arc<str>,
+    /// `metadata.generation`.
+    pub generation: i64,
+}
+
+/// What of the MIGNode object matters.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MigNode {
+    /// The guard.
+    pub version: Version,
+    /// `spec` as the API server holds it.
+    pub confirmed: NodeSpec,
+    /// `spec` with a write of ours that is under way; the same as `confirmed` when there is none.
+    pub spec: NodeSpec,
+    /// Whether a write of ours to `spec` is under way.
+    pub busy: bool,
+    /// Since when the agent has not caught up with `spec` (`status.observedGeneration`); `None` when it has.
+    pub lagging_since: Option<Timestamp>,
+    /// The GPUs that the agent reports.
+    pub gpus: BTreeMap<GpuUuid, Gpu>,
+    /// The slices that the agent reports.
+    pub slices: Vec<ObservedSlice>,
+    /// Instances that Slicegate did not make.
+    pub foreign: Vec<(GpuUuid, Slice)>,
+}
+
+/// A GPU that the agent reports.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Gpu {
+    /// What it can be cut into.
+    pub model: Arc<Model>,
+    /// Whether MIG is enabled on it and it is healthy.
+    pub usable: bool,
+}
+
+/// State of a slice (`MIGNode` `status.slices[].state`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum SliceState {
+    /// Being made.
+    Creating,
+    /// Made, schedulable, held by no pod.
+    Idle,
+    /// Held by a pod.
+    InUse,
+    /// To be destroyed.
+    Draining,
+    /// Could not be made, or broke.
+    Failed,
+}
+
+/// A slice as the agent reports it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ObservedSlice {
+    /// Its GPU.
+    pub gpu: GpuUuid,
+    /// Its place.
+    pub slice: Slice,
+    /// Its state.
+    pub state: SliceState,
+    /// Since when it has that state.
+    pub since: Timestamp,
+}
+
+/// `MIGNode` `spec`: the geometry wanted, and who may use it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NodeSpec {
+    /// The slices wanted on each GPU.
+    pub gpus: BTreeMap<GpuUuid, Vec<Slice>>,
+    /// Who may use how many.
+    pub claims: Vec<Claim>,
+    /// Room kept free.
+    pub holds: Vec<Hold>,
+}
+
+/// The right of a pod set's pods on this node to slices of one profile. A count, not an identity: the kubelet hands any
+/// free device of a resource to any pod.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Claim {
+    /// Whose it is.
+    pub workload: WorkloadKey,
+    /// For which quota reservation.
+    pub attempt: Attempt,
+    /// For the pods of which pod set.
+    pub pod_set: PodSetName,
+    /// Which profile.
+    pub profile: ProfileName,
+    /// How many slices, for all the pods together.
+    pub slices: u32,
+    /// How many pods of the pod set are to run here.
+    pub pods: u32,
+}
+
+/// Room kept free for a blocked large request until it expires.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hold {
+    /// For whom.
+    pub workload: WorkloadKey,
+    /// On which GPU.
+    pub gpu: GpuUuid,
+    /// First unit.
+    pub start: u8,
+    /// Units.
+    pub size: u8,
+    /// When it expires.
+    pub until: Timestamp,
+}
+
+impl Hold {
+    /// The units kept free.
+    pub fn mask(&self) -> Mask {
+        Mask::span(self.start, self.size)
+    }
+}
+
+impl NodeSpec {
+    /// Slices of a profile that are claimed.
+    pub fn claimed(&self, profile: &ProfileName) -> u32 {
+        self.claims.iter().filter(|c| c.profile == *profile).map(|c| c.slices).sum()
+    }
+}

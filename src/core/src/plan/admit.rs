@@ -1,0 +1,272 @@
+//! Giving workloads with quota their slices, and telling Kueue how it stands.
+//!
+//! | our check | claims | then |
+//! |---|---|---|
+//! | Pending | none | place; no room: say why, and after the hold Retry |
+//! | Pending | complete and schedulable | Ready |
+//! | Pending | complete, slices not there yet | wait; say what for when it takes long |
+//! | Ready, not admitted | incomplete, or slices lost | Pending, then as above |
+//! | Ready, admitted | incomplete | place; impossible: Retry |
+//! | Retry, Rejected | any | nothing: Kueue resets the check first |
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::{Action, Pass};
+use crate::id::{NodeName, PodSetName, WorkloadUid};
+use crate::node::{MigNode, SliceState};
+use crate::profile::ProfileName;
+use crate::workload::{Check, CheckState, Demand, PodSetDemand, Policy, Reservation, Workload};
+
+/// What Ready says: it never changes while the check stays Ready.
+pub const READY: &str = "Slices reserved and ready.";
+
+impl Pass<'_> {
+    pub(super) fn admit(&mut self) {
+        let mut open: Vec<(&Workload, &Reservation)> =
+            self.world.workloads.values().filter_map(|w| Some((w, w.open()?))).collect();
+        open.sort_by_key(|(w, r)| (r.since, &w.key));
+        let mut promised = self.promised();
+        for (workload, reservation) in open {
+            self.admit_one(workload, reservation, &mut promised);
+        }
+    }
+
+    fn admit_one(&mut self, workload: &Workload, reservation: &Reservation, promised: &mut Promised) {
+        if workload.checks.iter().any(|c| matches!(c.state, CheckState::Retry | CheckState::Rejected)) {
+            return;
+        }
+        let demand = match &reservation.demand {
+            Demand::Slices(demand) => demand,
+            Demand::Unknown(reason) => return self.tell(workload, CheckState::Pending, reason),
+            Demand::Invalid(reason) => return self.tell(workload, CheckState::Rejected, reason),
+        };
+        if demand.is_empty() {
+            return self.tell(workload, CheckState::Ready, "No MIG slices asked for.");
+        }
+        let Some(policy) = workload.checks.iter().find_map(|c| c.policy.clone()) else {
+            return self.tell(workload, CheckState::Pending, "The AdmissionCheck is not active; see its Active condition.");
+        };
+        self.leave_silent_nodes(workload, demand);
+        let passed = workload.checks.iter().all(|c| c.state == CheckState::Ready);
+        if let Err(obstacle) = self.place(workload, &reservation.attempt, demand, &policy) {
+            return self.turn_away(workload, reservation, &policy, passed, &obstacle.0);
+        }
+        if self.schedulable(workload, reservation, demand, promised) {
+            let label: Vec<PodSetName> = demand.iter().map(|p| p.name.clone()).collect();
+            for check in workload.checks.iter().filter(|c| c.state != CheckState::Ready) {
+                self.set_check(workload, check, CheckState::Ready, READY, &label);
+            }
+        } else if passed && !workload.admitted {
+            self.tell(workload, CheckState::Pending, "A reserved slice was lost; waiting for it to be made again.");
+        } else if !passed {
+            self.wait_for_slices(workload, reservation, demand, &policy);
+        }
+    }
+
+    /// Moves what waits on a node whose agent does not answer, or that is not ready, to another.
+    fn leave_silent_nodes(&mut self, workload: &Workload, demand: &[PodSetDemand]) {
+        if workload.admitted || self.has_live_pods(&workload.key.uid) {
+            return;
+        }
+        let silent: Vec<NodeName> = self
+            .books
+            .keys()
+            .filter(|name| self.world.nodes.get(*name).is_some_and(|node| !self.fit_for_use(node)))
+            .cloned()
+            .collect();
+        for name in silent {
+            let Some(book) = self.books.get_mut(&name) else { continue };
+            for pod_set in demand {
+                book.drop_claims(|c| c.workload.uid == workload.key.uid && c.pod_set == pod_set.name);
+            }
+        }
+        let lagging = self.books.keys().filter_map(|n| self.world.nodes.get(n)?.mig.as_ref()?.lagging_since).min();
+        if let Some(since) = lagging {
+            self.recheck(since + self.limits.agent_silence);
+        }
+    }
+
+    fn turn_away(
+        &mut self,
+        workload: &Workload,
+        reservation: &Reservation,
+        policy: &Policy,
+        passed: bool,
+        obstacle: &str,
+    ) {
+        if !self.has_live_pods(&workload.key.uid) {
+            for book in self.books.values_mut() {
+                book.drop_claims(|claim| claim.workload.uid == workload.key.uid);
+            }
+        }
+        if passed && workload.admitted {
+            // Its pods are gated as long as it has no claim: nothing runs, so its quota is better given to others.
+            if !self.has_live_pods(&workload.key.uid) {
+                self.tell(workload, CheckState::Retry, &format!("The reservation was lost. {obstacle}"));
+            }
+            return;
+        }
+        let retries = workload.checks.iter().map(|c| c.retry_count).max().unwrap_or(0);
+        let until = reservation.since + policy.hold_after(retries);
+        if !passed && until <= self.now {
+            self.tell(workload, CheckState::Retry, obstacle);
+        } else {
+            self.recheck(until);
+            self.tell(workload, CheckState::Pending, obstacle);
+        }
+    }
+
+    fn wait_for_slices(
+        &mut self,
+        workload: &Workload,
+        reservation: &Reservation,
+        demand: &[PodSetDemand],
+        policy: &Policy,
+    ) {
+        let patience = reservation.since + self.limits.patience;
+        if self.now < patience {
+            return self.recheck(patience);
+        }
+        let retries = workload.checks.iter().map(|c| c.retry_count).max().unwrap_or(0);
+        let until = reservation.since + policy.hold_after(retries).max(self.limits.patience);
+        let nodes: BTreeSet<&str> = self
+            .books
+            .values()
+            .filter(|book| demand.iter().any(|p| book.pods_of(&workload.key.uid, &p.name) > 0))
+            .map(|book| book.name.as_str())
+            .collect();
+        let nodes = nodes.into_iter().collect::<Vec<_>>().join(", ");
+        if until <= self.now {
+            for book in self.books.values_mut() {
+                book.drop_claims(|claim| claim.workload.uid == workload.key.uid);
+            }
+            self.tell(workload, CheckState::Retry, &format!("The slices reserved on {nodes} could not be made in time; see the MIGNode's slices."));
+        } else {
+            self.recheck(until);
+            self.tell(workload, CheckState::Pending, &format!("Slices reserved on {nodes}; waiting for the node agent to make them."));
+        }
+    }
+
+    /// Whether the claims are durable and every slice that they count on is there, beside what others were promised.
+    fn schedulable(
+        &self,
+        workload: &Workload,
+        reservation: &Reservation,
+        demand: &[PodSetDemand],
+        promised: &mut Promised,
+    ) -> bool {
+        let mut mine: BTreeMap<(NodeName, ProfileName), u32> = BTreeMap::new();
+        for pod_set in demand {
+            let mut pods = 0;
+            for node in self.world.nodes.values() {
+                let Some(mig) = &node.mig else { continue };
+                let claims = mig.confirmed.claims.iter().filter(|c| {
+                    c.workload.uid == workload.key.uid
+                        && c.attempt == reservation.attempt
+                        && c.pod_set == pod_set.name
+                });
+                let mut here = 0;
+                for claim in claims {
+                    here = here.max(claim.pods);
+                    *mine.entry((node.name.clone(), claim.profile.clone())).or_default() += claim.slices;
+                }
+                if here > self.books.get(&node.name).map_or(0, |b| b.pods_of(&workload.key.uid, &pod_set.name)) {
+                    return false;
+                }
+                pods += here;
+            }
+            if pods < pod_set.pods {
+                return false;
+            }
+        }
+        let already = promised.to.contains(&workload.key.uid);
+        let enough = mine.iter().all(|(place, slices)| {
+            let others = promised.slices.get(place).copied().unwrap_or(0) - if already { *slices } else { 0 };
+            let there = self.world.nodes.get(&place.0).and_then(|n| n.mig.as_ref()).map_or(0, |m| usable(m, &place.1));
+            others + slices <= there
+        });
+        if enough && !already {
+            promised.to.insert(workload.key.uid.clone());
+            for (place, slices) in mine {
+                *promised.slices.entry(place).or_default() += slices;
+            }
+        }
+        enough
+    }
+
+    /// What Kueue has been told is ready, and what pods may still be using though their workload is over.
+    fn promised(&self) -> Promised {
+        let mut promised = Promised::default();
+        for node in self.world.nodes.values() {
+            let Some(mig) = &node.mig else { continue };
+            for claim in &mig.confirmed.claims {
+                let uid = &claim.workload.uid;
+                let waits = self.world.workloads.get(uid).is_some_and(|w| {
+                    w.open().is_some_and(|r| r.attempt == claim.attempt)
+                        && !w.admitted
+                        && w.checks.iter().any(|c| c.state != CheckState::Ready)
+                });
+                if !waits {
+                    promised.to.insert(uid.clone());
+                    *promised.slices.entry((node.name.clone(), claim.profile.clone())).or_default() += claim.slices;
+                }
+            }
+        }
+        promised
+    }
+
+    /// Sets every check of the workload that does not say so already.
+    fn tell(&mut self, workload: &Workload, state: CheckState, message: &str) {
+        for check in &workload.checks {
+            let known = check.state == state && (check.message == message || state == CheckState::Ready);
+            if !known {
+                self.set_check(workload, check, state, message, &[]);
+            }
+        }
+    }
+
+    pub(super) fn set_check(
+        &mut self,
+        workload: &Workload,
+        check: &Check,
+        state: CheckState,
+        message: &str,
+        label: &[PodSetName],
+    ) {
+        // Only one write to a Workload at a time: the second would carry the same precondition and fail.
+        let under_way = |action: &Action| {
+            matches!(action, Action::SetCheck { workload: w, .. } if w.uid == workload.key.uid)
+        };
+        if workload.busy || self.plan.actions.iter().any(under_way) {
+            return;
+        }
+        self.plan.actions.push(Action::SetCheck {
+            workload: workload.key.clone(),
+            expect: workload.version.clone(),
+            check: check.name.clone(),
+            from: check.state,
+            state,
+            message: message.to_owned(),
+            label: label.to_vec(),
+        });
+    }
+}
+
+/// Slices that are spoken for on each node.
+#[derive(Default)]
+struct Promised {
+    to: BTreeSet<WorkloadUid>,
+    slices: BTreeMap<(NodeName, ProfileName), u32>,
+}
+
+/// Slices of a profile that `spec` wants and pods can have: what the API server holds and the agent confirms.
+fn usable(mig: &MigNode, profile: &ProfileName) -> u32 {
+    let usable = mig.slices.iter().filter(|o| {
+        o.slice.profile == *profile
+            && matches!(o.state, SliceState::Idle | SliceState::InUse)
+            && [&mig.confirmed, &mig.spec]
+                .iter()
+                .all(|spec| spec.gpus.get(&o.gpu).is_some_and(|slices| slices.contains(&o.slice)))
+    });
+    u32::try_from(usable.count()).unwrap_or(u32::MAX)
+}

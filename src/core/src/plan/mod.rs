@@ -1,0 +1,319 @@
+//! The controller's decision: what to write next, given everything that is known.
+//!
+//! Each pass goes over the whole world in this order: take back what nobody has a right to any more, put broken books
+//! right, give workloads with quota their slices, tell Kueue, send pods to their nodes, let go of slices long idle. Every
+//! write carries the precondition under which it is right; what is under way already is not asked for again. A pass over a
+//! world in which all of it has been done asks for nothing.
+
+mod admit;
+mod place;
+mod release;
+mod steer;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::id::{Attempt, NodeName, PodSetName, PodUid, WorkloadKey, WorkloadUid};
+use crate::ledger::Ledger;
+use crate::node::{Node, NodeSpec, Version};
+use crate::resources::Resources;
+use crate::time::Timestamp;
+use crate::workload::{CheckState, Demand, Workload};
+
+/// What the plan takes for granted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// How long an agent may take to take up a new `spec` before its node counts as silent.
+    pub agent_silence: Duration,
+    /// How long a reservation may wait for its slices before the workload is told what it waits for.
+    pub patience: Duration,
+    /// How long a slice that nobody has claimed is kept.
+    pub idle_retention: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            agent_silence: Duration::from_secs(15),
+            patience: Duration::from_secs(5),
+            idle_retention: Duration::from_secs(300),
+        }
+    }
+}
+
+/// A pod that asks for MIG slices or belongs to one of our workloads.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pod {
+    /// Who it is.
+    pub key: PodKey,
+    /// `metadata.resourceVersion`, the guard of writes.
+    pub version: String,
+    /// Whether a write of ours to it is under way.
+    pub busy: bool,
+    /// The workload that its label names.
+    pub workload: Option<WorkloadUid>,
+    /// The pod set that its label names.
+    pub pod_set: Option<PodSetName>,
+    /// Whether it has our scheduling gate: then it holds nothing.
+    pub gated: bool,
+    /// Whether Kueue knows it, so that it will be released when its turn comes.
+    pub queued: bool,
+    /// The hostname that its node selector names.
+    pub pinned: Option<String>,
+    /// The node that it is bound to.
+    pub node: Option<NodeName>,
+    /// Phase `Succeeded` or `Failed`.
+    pub terminal: bool,
+    /// Being deleted.
+    pub deleting: bool,
+    /// The first MIG resource that it asks for, for messages.
+    pub asks_for: Option<String>,
+}
+
+/// Namespace, name and uid of a pod.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct PodKey {
+    /// The pod's namespace.
+    pub namespace: Arc<str>,
+    /// The pod's name.
+    pub name: Arc<str>,
+    /// The pod's uid.
+    pub uid: PodUid,
+}
+
+impl Pod {
+    /// Whether it can hold a slice, or come to hold one: released by us and not over.
+    pub fn live(&self) -> bool {
+        !self.gated && !self.terminal
+    }
+}
+
+/// Everything that a decision may depend on.
+#[derive(Clone, Debug, Default)]
+pub struct Snapshot {
+    /// Nodes, by name.
+    pub nodes: BTreeMap<NodeName, Node>,
+    /// Workloads that list one of our checks.
+    pub workloads: BTreeMap<WorkloadUid, Workload>,
+    /// Pods that ask for MIG slices, or that carry the label of a workload.
+    pub pods: BTreeMap<PodUid, Pod>,
+    /// Reservations that are over and for which `pods` is known to be as new as their end: see [`Action::Confirm`].
+    pub confirmed: BTreeSet<(WorkloadUid, Attempt)>,
+    /// Pods that have been told why they stay gated.
+    pub told: BTreeSet<PodUid>,
+}
+
+/// Something to do, and the precondition under which it is right.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Replace a MIGNode's `spec`, if nobody has changed it.
+    WriteSpec {
+        /// The node.
+        node: NodeName,
+        /// Object and generation that the decision was made on.
+        expect: Version,
+        /// The new `spec`.
+        spec: NodeSpec,
+    },
+    /// Set the state of one of our checks, if the Workload has not changed.
+    SetCheck {
+        /// The Workload.
+        workload: WorkloadKey,
+        /// Its resourceVersion.
+        expect: String,
+        /// The AdmissionCheck.
+        check: String,
+        /// The state before, for metrics.
+        from: CheckState,
+        /// The new state.
+        state: CheckState,
+        /// The new message.
+        message: String,
+        /// The pod sets whose pods are to carry the workload's label.
+        label: Vec<PodSetName>,
+    },
+    /// Read the workload's pods from the API server, so that its claims can be dropped without a doubt.
+    Confirm {
+        /// The Workload.
+        workload: WorkloadKey,
+        /// The reservations that are over.
+        attempts: BTreeSet<Attempt>,
+    },
+    /// Pin a gated pod to a host and remove our gate, if the pod has not changed.
+    Steer {
+        /// The pod.
+        pod: PodKey,
+        /// Its resourceVersion.
+        expect: String,
+        /// Value of the node's hostname label.
+        hostname: String,
+    },
+    /// Tell a pod's owner why it stays gated.
+    Tell {
+        /// The pod.
+        pod: PodKey,
+        /// CamelCase reason.
+        reason: &'static str,
+        /// What is wrong and what to do.
+        note: String,
+    },
+    /// Remove the MIGNode of a Node that is gone, if it is still the same object.
+    DeleteNode {
+        /// The node.
+        node: NodeName,
+        /// The object.
+        expect: Version,
+    },
+}
+
+/// What to do now, and when to look again though nothing has happened.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Plan {
+    /// In this order, though independent of each other.
+    pub actions: Vec<Action>,
+    /// The next moment at which time alone changes the decision.
+    pub recheck_at: Option<Timestamp>,
+}
+
+/// Decides what to do next.
+pub fn plan(now: Timestamp, world: &Snapshot, limits: &Limits) -> Plan {
+    let mut pass = Pass::open(now, world, limits);
+    pass.release();
+    pass.mend();
+    pass.admit();
+    pass.steer();
+    pass.expire_idle();
+    pass.close()
+}
+
+/// One pass over the world: the books, and what has been decided so far.
+struct Pass<'a> {
+    now: Timestamp,
+    world: &'a Snapshot,
+    limits: &'a Limits,
+    books: BTreeMap<NodeName, Ledger>,
+    plan: Plan,
+}
+
+impl<'a> Pass<'a> {
+    fn open(now: Timestamp, world: &'a Snapshot, limits: &'a Limits) -> Self {
+        let mut pass = Self { now, world, limits, books: BTreeMap::new(), plan: Plan::default() };
+        for node in world.nodes.values() {
+            // Before its agent has reported, nothing can be said about a node's GPUs: its spec is left alone.
+            let Some(mig) = node.mig.as_ref().filter(|mig| !mig.gpus.is_empty()) else { continue };
+            let free = node.host.as_ref().map_or_else(Resources::default, |host| {
+                let mut free = host.allocatable.clone();
+                free.add(&host.used, -1);
+                free
+            });
+            let mut book = Ledger::open(now, &node.name, mig, free);
+            for (workload, pod_set) in claimants(&book) {
+                pass.charge(&mut book, node, &workload, &pod_set);
+            }
+            pass.books.insert(node.name.clone(), book);
+        }
+        pass
+    }
+
+    /// Charges a book for the pods of a pod set that have a claim there and are not bound yet.
+    fn charge(&self, book: &mut Ledger, node: &Node, workload: &WorkloadUid, pod_set: &PodSetName) {
+        let Some(requests) = self.requests(workload, pod_set) else { return };
+        let bound = node.host.as_ref().and_then(|h| h.bound.get(&(workload.clone(), pod_set.clone())));
+        book.charge(requests, book.pods_of(workload, pod_set).saturating_sub(bound.copied().unwrap_or(0)));
+    }
+
+    fn requests(&self, workload: &WorkloadUid, pod_set: &PodSetName) -> Option<&'a Resources> {
+        let reservation = self.world.workloads.get(workload)?.reservation.as_ref()?;
+        let Demand::Slices(pod_sets) = &reservation.demand else { return None };
+        pod_sets.iter().find(|p| p.name == *pod_set).map(|p| &p.requests)
+    }
+
+    /// Puts books right that claim more than is declared. What cannot be made good costs those claims that nothing runs on
+    /// yet, the youngest first: their workloads are placed anew.
+    fn mend(&mut self) {
+        let names: Vec<NodeName> = self.books.keys().cloned().collect();
+        for name in names {
+            let Some(mut book) = self.books.remove(&name) else { continue };
+            let mut short = book.mend();
+            while let Some(victim) = short.first().and_then(|profile| self.youngest_idle(&book, profile)) {
+                book.drop_claims(|claim| claim.workload.uid == victim);
+                short = book.mend();
+            }
+            self.books.insert(name, book);
+        }
+    }
+
+    fn youngest_idle(&self, book: &Ledger, profile: &crate::profile::ProfileName) -> Option<WorkloadUid> {
+        book.claims()
+            .iter()
+            .filter(|claim| claim.profile == *profile && !self.has_live_pods(&claim.workload.uid))
+            .map(|claim| {
+                let since = self.world.workloads.get(&claim.workload.uid)
+                    .and_then(|w| w.reservation.as_ref())
+                    .map(|r| r.since);
+                (since, claim.workload.uid.clone())
+            })
+            .max()
+            .map(|(_, uid)| uid)
+    }
+
+    fn has_live_pods(&self, workload: &WorkloadUid) -> bool {
+        self.world.pods.values().any(|pod| pod.workload.as_ref() == Some(workload) && pod.live())
+    }
+
+    /// The node that a live pod is on, or is pinned to.
+    fn whereabouts(&self, pod: &Pod) -> Option<NodeName> {
+        pod.node.clone().or_else(|| {
+            let hostname = pod.pinned.as_deref()?;
+            self.world
+                .nodes
+                .values()
+                .find(|n| n.host.as_ref().is_some_and(|h| h.hostname == hostname))
+                .map(|n| n.name.clone())
+        })
+    }
+
+    fn expire_idle(&mut self) {
+        for book in self.books.values_mut() {
+            let next = book.expire_idle(self.now, self.limits.idle_retention);
+            self.plan.recheck_at = self.plan.recheck_at.into_iter().chain(next).min();
+        }
+    }
+
+    fn recheck(&mut self, at: Timestamp) {
+        if at > self.now {
+            self.plan.recheck_at = self.plan.recheck_at.into_iter().chain([at]).min();
+        }
+    }
+
+    /// Turns what has changed in the books into writes.
+    fn close(mut self) -> Plan {
+        let mut writes = Vec::new();
+        for (name, book) in &self.books {
+            let Some(mig) = self.world.nodes.get(name).and_then(|n| n.mig.as_ref()) else { continue };
+            let spec = book.spec();
+            if !mig.busy && spec != mig.spec {
+                writes.push(Action::WriteSpec { node: name.clone(), expect: mig.version.clone(), spec });
+            }
+        }
+        for node in self.world.nodes.values().filter(|n| n.host.is_none()) {
+            let Some(mig) = node.mig.as_ref().filter(|mig| !mig.busy) else { continue };
+            if self.books.get(&node.name).map_or(mig.spec.claims.is_empty(), |b| b.claims().is_empty()) {
+                writes.retain(|w| !matches!(w, Action::WriteSpec { node: n, .. } if *n == node.name));
+                writes.push(Action::DeleteNode { node: node.name.clone(), expect: mig.version.clone() });
+            }
+        }
+        writes.append(&mut self.plan.actions);
+        self.plan.actions = writes;
+        self.plan
+    }
+}
+
+/// The pod sets that have claims in a book, each once.
+fn claimants(book: &Ledger) -> BTreeSet<(WorkloadUid, PodSetName)> {
+    book.claims().iter().map(|c| (c.workload.uid.clone(), c.pod_set.clone())).collect()
+}

@@ -1,0 +1,192 @@
+//! Finding nodes for the pods of a workload: all of them, or none.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::Pass;
+use crate::id::{Attempt, NodeName, WorkloadKey};
+use crate::ledger::{Ledger, NoFit, PodCost};
+use crate::node::Node;
+use crate::workload::{PodSetDemand, Policy, Workload};
+
+/// Why a workload does not fit now. Each is told in words that stay the same while the reason does.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Obstacle(pub String);
+
+impl Pass<'_> {
+    /// Enters claims for every pod of the workload that has none yet; with an obstacle, nothing is entered.
+    pub(super) fn place(
+        &mut self,
+        workload: &Workload,
+        attempt: &Attempt,
+        demand: &[PodSetDemand],
+        policy: &Policy,
+    ) -> Result<(), Obstacle> {
+        let before = self.books.clone();
+        for pod_set in demand {
+            let placed = self.place_pod_set(&workload.key, attempt, pod_set, policy);
+            if let Err(obstacle) = placed {
+                self.books = before;
+                return Err(obstacle);
+            }
+        }
+        Ok(())
+    }
+
+    fn place_pod_set(
+        &mut self,
+        key: &WorkloadKey,
+        attempt: &Attempt,
+        demand: &PodSetDemand,
+        policy: &Policy,
+    ) -> Result<(), Obstacle> {
+        self.anchor(key, attempt, demand);
+        let missing = demand.pods.saturating_sub(self.pods_claimed(key, demand));
+        if missing == 0 {
+            return Ok(());
+        }
+        let nodes = self.admissible(demand, policy)?;
+        let mut offers: BTreeMap<&NodeName, Result<(PodCost, Ledger), NoFit>> = BTreeMap::new();
+        for _ in 0..missing {
+            for name in &nodes {
+                if !offers.contains_key(name) {
+                    offers.insert(name, self.books[name].try_pod(demand));
+                }
+            }
+            let best = offers
+                .iter()
+                .filter_map(|(name, offer)| offer.as_ref().ok().map(|(cost, _)| (*cost, *name)))
+                .min()
+                .map(|(_, name)| name);
+            let Some(best) = best else {
+                let reasons = offers.into_values().filter_map(Result::err).collect();
+                return Err(self.no_room(demand, &nodes, &reasons));
+            };
+            if let Some(Ok((_, mut book))) = offers.remove(best) {
+                book.claim_pod(key, attempt, demand);
+                self.books.insert(best.clone(), book);
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives pods that run already their claims where they run: after a restart with claims lost, for instance.
+    fn anchor(&mut self, key: &WorkloadKey, attempt: &Attempt, demand: &PodSetDemand) {
+        let mut running: BTreeMap<NodeName, u32> = BTreeMap::new();
+        for pod in self.world.pods.values() {
+            let ours = pod.workload.as_ref() == Some(&key.uid)
+                && pod.pod_set.as_ref().is_none_or(|name| *name == demand.name)
+                && pod.live();
+            if let Some(node) = ours.then(|| self.whereabouts(pod)).flatten() {
+                *running.entry(node).or_default() += 1;
+            }
+        }
+        for (node, pods) in running {
+            let Some(book) = self.books.get_mut(&node) else { continue };
+            for _ in book.pods_of(&key.uid, &demand.name)..pods {
+                let mut with_pod = book.clone();
+                if with_pod.take_slices(&demand.slices).is_ok() {
+                    with_pod.claim_pod(key, attempt, demand);
+                    *book = with_pod;
+                }
+            }
+        }
+    }
+
+    pub(super) fn pods_claimed(&self, key: &WorkloadKey, demand: &PodSetDemand) -> u32 {
+        self.books.values().map(|book| book.pods_of(&key.uid, &demand.name)).sum()
+    }
+
+    /// The nodes on which the pods may run at all.
+    fn admissible(&self, demand: &PodSetDemand, policy: &Policy) -> Result<Vec<NodeName>, Obstacle> {
+        let managed: Vec<(&Node, &Ledger)> =
+            self.books.iter().filter_map(|(name, book)| Some((self.world.nodes.get(name)?, book))).collect();
+        let selected: Vec<_> = managed
+            .into_iter()
+            .filter(|(node, _)| {
+                node.host.as_ref().is_some_and(|host| {
+                    demand.constraints.select(node.name.as_str(), &host.traits)
+                        && policy.nodes.select(node.name.as_str(), &host.traits)
+                })
+            })
+            .collect();
+        if selected.is_empty() {
+            return Err(Obstacle(format!(
+                "No node with a MIGNode matches {}, the node selector and the node affinity of pod set {}.",
+                demand.flavors, demand.name
+            )));
+        }
+        if let Some(profile) =
+            demand.slices.keys().find(|p| !selected.iter().any(|(_, book)| book.offers().any(|o| o == *p)))
+        {
+            let offered: BTreeSet<String> =
+                selected.iter().flat_map(|(_, book)| book.offers()).map(ToString::to_string).collect();
+            return Err(Obstacle(format!(
+                "No node of {} offers MIG profile {profile}; offered there: {}.",
+                demand.flavors,
+                if offered.is_empty() { "none, since no GPU has MIG enabled".to_owned() } else { offered.into_iter().collect::<Vec<_>>().join(", ") }
+            )));
+        }
+        let usable: Vec<NodeName> = selected
+            .into_iter()
+            .filter(|(node, _)| self.fit_for_use(node))
+            .filter(|(node, _)| node.host.as_ref().is_some_and(|h| demand.constraints.tolerate(&h.traits)))
+            .map(|(node, _)| node.name.clone())
+            .collect();
+        if usable.is_empty() {
+            return Err(Obstacle(format!(
+                "Every node of {} that offers the profiles of pod set {} is cordoned, tainted, not ready, or has an agent that does not answer.",
+                demand.flavors, demand.name
+            )));
+        }
+        Ok(usable)
+    }
+
+    /// Whether new claims may go to a node: it is there and ready, and its agent keeps up.
+    pub(super) fn fit_for_use(&self, node: &Node) -> bool {
+        node.host.as_ref().is_some_and(|host| host.ready)
+            && node.mig.as_ref().is_some_and(|mig| {
+                mig.lagging_since.is_none_or(|since| self.now - since < self.limits.agent_silence)
+            })
+    }
+
+    fn no_room(&self, demand: &PodSetDemand, nodes: &[NodeName], reasons: &BTreeSet<NoFit>) -> Obstacle {
+        let asked = describe(demand);
+        if let Some(most) = self.most_ever(demand, nodes).filter(|most| *most < demand.pods) {
+            return Obstacle(format!(
+                "Pod set {} asks for {} pods with {asked} each; the nodes of {} hold at most {most} even when empty.",
+                demand.name, demand.pods, demand.flavors
+            ));
+        }
+        match reasons.last() {
+            Some(NoFit::Lacks(resource)) => Obstacle(format!(
+                "Waiting for {resource}: the nodes of {} that have room for {asked} are short of it.",
+                demand.flavors
+            )),
+            _ => Obstacle(format!(
+                "Waiting for free slices: no node of {} has room for another pod with {asked}.",
+                demand.flavors
+            )),
+        }
+    }
+
+    /// How many pods of the pod set the nodes would hold with nothing else on them, counting no further than asked.
+    fn most_ever(&self, demand: &PodSetDemand, nodes: &[NodeName]) -> Option<u32> {
+        let mut most = 0;
+        for name in nodes {
+            let host = self.world.nodes.get(name)?.host.as_ref()?;
+            let mut book = self.books.get(name)?.emptied(host.allocatable.clone());
+            while most < demand.pods
+                && let Ok((_, next)) = book.try_pod(demand)
+            {
+                book = next;
+                most += 1;
+            }
+        }
+        Some(most)
+    }
+}
+
+/// What one pod asks for, as in "2 × 1g.10gb and 1 × 3g.40gb".
+pub(super) fn describe(demand: &PodSetDemand) -> String {
+    demand.slices.iter().map(|(profile, count)| format!("{count} × {profile}")).collect::<Vec<_>>().join(" and ")
+}

@@ -1,0 +1,93 @@
+//! Sending gated pods to nodes on which their workload has a claim to spare, and telling those that have none why they stay.
+
+use std::collections::BTreeMap;
+
+use super::{Action, Pass, Pod};
+use crate::id::{NodeName, PodSetName, WorkloadUid};
+use crate::workload::{CheckState, Workload};
+
+impl Pass<'_> {
+    pub(super) fn steer(&mut self) {
+        let mut here: BTreeMap<(WorkloadUid, PodSetName, NodeName), u32> = BTreeMap::new();
+        for pod in self.world.pods.values().filter(|pod| pod.live()) {
+            let Some((workload, pod_set)) = self.belongs_to(pod) else { continue };
+            if let Some(node) = self.whereabouts(pod) {
+                *here.entry((workload.key.uid.clone(), pod_set, node)).or_default() += 1;
+            }
+        }
+        for pod in self.world.pods.values() {
+            if !pod.gated || pod.terminal || pod.deleting {
+                continue;
+            }
+            let Some((workload, pod_set)) = self.belongs_to(pod) else {
+                self.explain(pod);
+                continue;
+            };
+            let Some(node) = self.spare_claim(workload, &pod_set, &here) else { continue };
+            let hostname = self.world.nodes.get(&node).and_then(|n| n.host.as_ref()).map(|h| h.hostname.clone());
+            let Some(hostname) = hostname else { continue };
+            *here.entry((workload.key.uid.clone(), pod_set, node)).or_default() += 1;
+            if !pod.busy {
+                self.plan.actions.push(Action::Steer {
+                    pod: pod.key.clone(),
+                    expect: pod.version.clone(),
+                    hostname,
+                });
+            }
+        }
+    }
+
+    /// The workload and pod set of a pod: by its labels, or the only one that asks for slices.
+    fn belongs_to(&self, pod: &Pod) -> Option<(&Workload, PodSetName)> {
+        let workload = self.world.workloads.get(pod.workload.as_ref()?)?;
+        let pod_set = pod.pod_set.clone().or_else(|| {
+            let crate::workload::Demand::Slices(demand) = &workload.reservation.as_ref()?.demand else {
+                return None;
+            };
+            (demand.len() == 1).then(|| demand[0].name.clone())
+        })?;
+        Some((workload, pod_set))
+    }
+
+    /// A node on which the pod set has a durable claim for one pod more than are there.
+    fn spare_claim(
+        &self,
+        workload: &Workload,
+        pod_set: &PodSetName,
+        here: &BTreeMap<(WorkloadUid, PodSetName, NodeName), u32>,
+    ) -> Option<NodeName> {
+        let reservation = workload.reservation.as_ref().filter(|_| workload.entitled() && !workload.evicted)?;
+        if !workload.checks.iter().all(|c| c.state == CheckState::Ready) {
+            return None;
+        }
+        self.world.nodes.values().find_map(|node| {
+            let claims = &node.mig.as_ref()?.confirmed.claims;
+            let pods = claims
+                .iter()
+                .filter(|c| {
+                    c.workload.uid == workload.key.uid
+                        && c.attempt == reservation.attempt
+                        && c.pod_set == *pod_set
+                })
+                .map(|c| c.pods)
+                .min()?;
+            let place = (workload.key.uid.clone(), pod_set.clone(), node.name.clone());
+            (here.get(&place).copied().unwrap_or(0) < pods).then(|| node.name.clone())
+        })
+    }
+
+    fn explain(&mut self, pod: &Pod) {
+        let Some(resource) = pod.asks_for.as_ref() else { return };
+        if pod.queued || pod.workload.is_some() || self.world.told.contains(&pod.key.uid) {
+            return;
+        }
+        self.plan.actions.push(Action::Tell {
+            pod: pod.key.clone(),
+            reason: "NotQueued",
+            note: format!(
+                "The pod asks for {resource} but did not come through a Kueue LocalQueue, so no slice is reserved for it and \
+                 it stays gated. Set the label kueue.x-k8s.io/queue-name on its Job, Deployment or pod, and create it again."
+            ),
+        });
+    }
+}

@@ -1,0 +1,131 @@
+//! MIG profile names and the Kubernetes resources that stand for them.
+
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+
+/// What every extended resource for a MIG profile begins with (NVIDIA device plugin, strategy `mixed`).
+pub const RESOURCE_PREFIX: &str = "nvidia.com/mig-";
+
+/// A MIG profile's name as NVML spells it: `1g.10gb`, `1g.10gb+me`, `1g.24gb+me.all`, `1g.24gb-me`, `2g.48gb+gfx`.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ProfileName(Arc<str>);
+
+/// Why a name is no MIG profile's.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "\"{0}\" is not a MIG profile name: expected <compute slices>g.<memory>gb, \
+     optionally followed by +me, +me.all, +gfx or -me, as in 1g.10gb or 1g.10gb+me"
+)]
+pub struct InvalidProfileName(pub String);
+
+/// What a profile takes of the GPU's media engines (`nvml.h`, `NVML_GPU_INSTANCE_PROFILE_*_REV1`, `_ALL_ME`, `_NO_ME`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Media {
+    /// Its share; goes with anything but `All`.
+    Share,
+    /// `+me`: the one set of media extensions, so at most one on a GPU.
+    Extension,
+    /// `+me.all`: every media engine, so only `-me` profiles fit beside it.
+    All,
+    /// `-me`: none.
+    None,
+}
+
+impl Media {
+    /// Whether two slices of one GPU can both have what they ask for.
+    pub fn goes_with(self, other: Self) -> bool {
+        match (self, other) {
+            (Self::None, _) | (_, Self::None) | (Self::Share, Self::Share | Self::Extension) => true,
+            (Self::Extension, Self::Share) => true,
+            (Self::All, _) | (_, Self::All) | (Self::Extension, Self::Extension) => false,
+        }
+    }
+}
+
+const ATTRIBUTES: [&str; 4] = ["+me", "+me.all", "+gfx", "-me"];
+
+impl ProfileName {
+    /// The name as NVML spells it.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// The extended resource that NVIDIA's device plugin uses for it; `+` is not allowed there and becomes `.`.
+    pub fn resource(&self) -> String {
+        format!("{RESOURCE_PREFIX}{}", self.0.replace('+', "."))
+    }
+
+    /// The profile that a resource stands for; `None` when the resource is not about MIG.
+    pub fn from_resource(resource: &str) -> Option<Result<Self, InvalidProfileName>> {
+        let name = resource.strip_prefix(RESOURCE_PREFIX)?;
+        let spelled = match name.split_once("gb.") {
+            Some((base, attribute)) => format!("{base}gb+{attribute}"),
+            None => name.to_owned(),
+        };
+        Some(spelled.parse().map_err(|_| InvalidProfileName(name.to_owned())))
+    }
+
+    /// What the profile takes of the media engines, which its name says.
+    pub fn media(&self) -> Media {
+        match self.attribute() {
+            "+me" => Media::Extension,
+            "+me.all" => Media::All,
+            "-me" => Media::None,
+            _ => Media::Share,
+        }
+    }
+
+    /// `+me`, `-me` and the like; empty for a plain profile.
+    pub fn attribute(&self) -> &str {
+        self.0.split_once("gb").map_or("", |(_, attribute)| attribute)
+    }
+}
+
+impl FromStr for ProfileName {
+    type Err = InvalidProfileName;
+
+    fn from_str(name: &str) -> Result<Self, InvalidProfileName> {
+        let digits = |s: &str| !s.is_empty() && s.len() <= 4 && s.bytes().all(|b| b.is_ascii_digit());
+        let valid = name.split_once("gb").is_some_and(|(sizes, attribute)| {
+            sizes.split_once("g.").is_some_and(|(compute, memory)| digits(compute) && digits(memory))
+                && (attribute.is_empty() || ATTRIBUTES.contains(&attribute))
+        });
+        if valid { Ok(Self(name.into())) } else { Err(InvalidProfileName(name.to_owned())) }
+    }
+}
+
+impl fmt::Display for ProfileName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for ProfileName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}", self.as_str())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_spelling_survives_the_way_through_its_resource() {
+        for name in ["1g.10gb", "7g.141gb", "1g.10gb+me", "1g.24gb+me.all", "2g.48gb+gfx", "1g.24gb-me"] {
+            let profile: ProfileName = name.parse().unwrap();
+            assert_eq!(ProfileName::from_resource(&profile.resource()), Some(Ok(profile)));
+        }
+        assert_eq!("1g.24gb+me.all".parse::<ProfileName>().unwrap().resource(), "nvidia.com/mig-1g.24gb.me.all");
+    }
+
+    #[test]
+    fn what_is_no_profile_is_refused_with_its_name() {
+        assert_eq!(ProfileName::from_resource("nvidia.com/gpu"), None);
+        for name in ["foo", "1g", "1g.gb", "g.5gb", "1g.5gb.you", "1c.3g.20gb", "1g.5gb+me+me", "1g.5gb "] {
+            let error = ProfileName::from_resource(&format!("nvidia.com/mig-{name}")).unwrap().unwrap_err();
+            assert!(error.to_string().contains(name), "{error}");
+        }
+    }
+}

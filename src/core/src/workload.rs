@@ -1,0 +1,131 @@
+//! Workloads as the plan sees them: what they ask for, how far Kueue is with them, what our check says.
+
+use std::collections::BTreeMap;
+
+use crate::constraints::Constraints;
+use crate::id::{Attempt, PodSetName, WorkloadKey};
+use crate::profile::ProfileName;
+use crate::resources::Resources;
+use crate::time::Timestamp;
+
+/// What one pod set asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PodSetDemand {
+    /// Its name within the Workload.
+    pub name: PodSetName,
+    /// How many pods Kueue has admitted (`podSetAssignments[].count`).
+    pub pods: u32,
+    /// Slices of each profile that one pod needs.
+    pub slices: BTreeMap<ProfileName, u32>,
+    /// Everything else that one pod needs.
+    pub requests: Resources,
+    /// Where the pods may run.
+    pub constraints: Constraints,
+    /// The flavors that Kueue assigned, for messages.
+    pub flavors: String,
+}
+
+/// What a workload asks for, or why that is not known.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Demand {
+    /// The pod sets that ask for MIG slices; empty when none does.
+    Slices(Vec<PodSetDemand>),
+    /// Something is missing that may still come; the reason, for the check's message.
+    Unknown(String),
+    /// What it asks for is wrong on every cluster; the reason, for the check's message.
+    Invalid(String),
+}
+
+/// A live quota reservation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reservation {
+    /// Which one it is.
+    pub attempt: Attempt,
+    /// When Kueue made it.
+    pub since: Timestamp,
+    /// What it is for.
+    pub demand: Demand,
+}
+
+/// State of an admission check (Kueue `apis/kueue/v1beta2/workload_types.go`, `CheckState`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum CheckState {
+    /// Not decided yet.
+    Pending,
+    /// Passed.
+    Ready,
+    /// Failed for now: Kueue evicts and queues the workload again.
+    Retry,
+    /// Failed for good: Kueue deactivates the workload.
+    Rejected,
+}
+
+/// One of our entries in `status.admissionChecks`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Check {
+    /// The AdmissionCheck's name.
+    pub name: String,
+    /// Its state.
+    pub state: CheckState,
+    /// Its message.
+    pub message: String,
+    /// How often Kueue has retried.
+    pub retry_count: u32,
+    /// The policy of its AdmissionCheck; `None` while its parameters are missing or bad.
+    pub policy: Option<Policy>,
+}
+
+/// What a SlicePolicy says, with defaults filled in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Policy {
+    /// How long a workload that fits nowhere keeps its quota before its first Retry.
+    pub hold: std::time::Duration,
+    /// What the hold, doubled at each Retry, never exceeds.
+    pub max_hold: std::time::Duration,
+    /// Which nodes the check may use, beyond what flavors and pods say.
+    pub nodes: Constraints,
+}
+
+impl Policy {
+    /// How long a workload that fits nowhere keeps its quota, having been retried so often before.
+    pub fn hold_after(&self, retries: u32) -> std::time::Duration {
+        self.hold.saturating_mul(2_u32.saturating_pow(retries.min(31))).min(self.max_hold.max(self.hold))
+    }
+}
+
+/// A Workload that lists at least one of our checks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Workload {
+    /// Who it is.
+    pub key: WorkloadKey,
+    /// `metadata.resourceVersion`, the guard of writes.
+    pub version: String,
+    /// Whether a write of ours to it is under way.
+    pub busy: bool,
+    /// Its quota reservation, if it has one.
+    pub reservation: Option<Reservation>,
+    /// Condition `Admitted`.
+    pub admitted: bool,
+    /// Condition `Evicted`.
+    pub evicted: bool,
+    /// Condition `Finished`.
+    pub finished: bool,
+    /// `spec.active` and not being deleted.
+    pub active: bool,
+    /// Our entries in `status.admissionChecks`.
+    pub checks: Vec<Check>,
+}
+
+impl Workload {
+    /// Whether it still has a right to what it has claimed: quota, and work to do.
+    pub fn entitled(&self) -> bool {
+        self.reservation.is_some() && !self.finished
+    }
+
+    /// The reservation, when the moment is right to act on it and to write check states (rules 1 and 4).
+    pub fn open(&self) -> Option<&Reservation> {
+        self.reservation
+            .as_ref()
+            .filter(|_| !self.evicted && !self.finished && self.active && !self.checks.is_empty())
+    }
+}

@@ -1,0 +1,6 @@
+//! Slicegate.
+pub mod agent;
+pub mod api;
+pub mod cli;
+pub mod controller;
+pub mod runtime;
