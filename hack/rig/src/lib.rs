@@ -35,6 +35,7 @@ mod kueue;
 mod kwok;
 mod manifests;
 mod nodes;
+pub mod operator;
 mod options;
 mod ports;
 mod process;

@@ -1,0 +1,57 @@
+# `make demo` and `make test` are the two commands of README.md; `make help` lists the rest.
+.DEFAULT_GOAL := help
+SHELL := bash
+CARGO ?= cargo
+
+.PHONY: help demo demo-down test lint unit component cluster generate install deploy undeploy uninstall prerequisites build bench-burst
+
+help: ## Show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-16s %s\n", $$1, $$2}'
+
+prerequisites:
+	@hack/prerequisites
+
+build: prerequisites
+	@$(CARGO) build --workspace --bins
+	@$(CARGO) build -p slicegate-nvml-sim
+
+demo: build ## Run the main job on a local cluster with three emulated GPU nodes (KEEP=1 leaves it up)
+	@target/debug/demo $(if $(KEEP),--keep)
+
+demo-down: ## End a cluster that `make demo KEEP=1` has left up
+	@target/debug/rig down
+
+test: lint unit component cluster ## Everything that CI runs
+
+lint: prerequisites ## Formatting and lints
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets -- -D warnings
+
+unit: build ## Decisions, NVML simulator, rig: no cluster
+	$(CARGO) test --workspace --lib --bins
+	$(CARGO) test -p slicegate-nvml-sim --tests
+
+component: build ## Agent against the NVML ABI, manifests, generated files
+	$(CARGO) test -p slicegate --test component
+
+cluster: build ## The operator on a real API server with a real Kueue
+	hack/cluster/build
+	$(CARGO) test -p slicegate-rig --test cluster
+
+bench-burst: build ## 50 one-slice Jobs at once on 4 nodes of 2 A100-40GB, 1 s per NVML create
+	@target/debug/demo --burst
+
+generate: ## Write the CRDs from the types
+	UPDATE=1 $(CARGO) test -p slicegate --test component crds
+
+install: ## Install the CRDs on the current cluster
+	kubectl apply --server-side -k crds
+
+deploy: ## Install everything on the current cluster
+	kubectl apply --server-side -k config/default
+
+undeploy: ## Remove everything from the current cluster
+	kubectl delete --ignore-not-found -k config/default
+
+uninstall: ## Remove the CRDs from the current cluster
+	kubectl delete --ignore-not-found -k crds

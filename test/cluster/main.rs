@@ -1,0 +1,8 @@
+//! The operator on a real API server with a real Kueue, on emulated nodes whose GPUs are the NVML simulator's.
+
+mod bad_input;
+mod checker;
+mod identities;
+mod life;
+mod sixty_jobs;
+mod support;
