@@ -1,1 +1,181 @@
-fn main() {}
+//! `make demo`: the main job, live, on a local cluster with three emulated GPU nodes.
+
+mod burst;
+mod screen;
+mod timeline;
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use clap::Parser;
+use serde_json::{Value, json};
+use slicegate_rig::operator::{Operator, three_nodes};
+use slicegate_rig::{Options, Rig};
+use timeline::{Phase, Timeline};
+use tokio::signal::unix::{SignalKind, signal};
+
+/// Longer than any of the steps takes; when it is over, something is wrong.
+const PATIENCE: Duration = Duration::from_secs(120);
+/// Jobs for the figures of one cold and one warm slice.
+const SAMPLES: u32 = 20;
+
+/// Show Slicegate at work.
+#[derive(Parser)]
+struct Args {
+    /// Leave the cluster up.
+    #[arg(long)]
+    keep: bool,
+    /// Only the burst: 50 Jobs at once on 4 nodes with 2 A100-40GB each, 1 s per NVML create.
+    #[arg(long)]
+    burst: bool,
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let args = Args::parse();
+    let interrupted = async {
+        match (signal(SignalKind::interrupt()), signal(SignalKind::terminate())) {
+            (Ok(mut interrupt), Ok(mut terminate)) => tokio::select! {
+                _ = interrupt.recv() => {}
+                _ = terminate.recv() => {}
+            },
+            _ => std::future::pending().await,
+        }
+    };
+    let outcome = tokio::select! {
+        outcome = run(&args) => outcome,
+        () = interrupted => Err(anyhow::anyhow!("interrupted")),
+    };
+    match outcome {
+        Ok(()) => {
+            println!("demo: ok");
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("\ndemo: failed: {error:#}");
+            if let Ok(options) = Options::standing() {
+                let logs = options.dir.join("logs");
+                eprintln!("logs: {} (controller.log, agent-*.log, kueue.log, …)", logs.display());
+                let _ = slicegate_rig::down(&options.dir).await;
+            }
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(args: &Args) -> Result<()> {
+    let options = Options::standing()?;
+    let ended = slicegate_rig::down(&options.dir).await?;
+    if !ended.is_empty() {
+        eprintln!("ended the cluster that an earlier demo had left up");
+    }
+    let operator = Operator::find()?;
+    let rig = Rig::up(options).await?;
+    if args.burst {
+        rig.apply_kustomize("config/emulated").await?;
+        rig.apply_kustomize("kueue").await?;
+        operator.start_controller(&rig).await?;
+    } else {
+        eprintln!("installing Slicegate: CRDs, policies, queues, controller, and an agent for each of three nodes");
+        operator.install(&rig, &three_nodes()).await?;
+        samples(&rig).await.context("samples")?;
+        latency(&rig).await.context("latency")?;
+    }
+    burst::run(&rig, &operator).await.context("burst")?;
+    if args.keep {
+        let kubectl = rig.kubectl_path();
+        println!("\nThe cluster is up. End it with: make demo-down");
+        println!("  export KUBECONFIG={}", rig.kubeconfig().display());
+        println!("Worth trying:");
+        println!("  {} apply -k samples", kubectl.display());
+        println!("  {} gpus", operator.kubectl_slices().display());
+        println!("  {} get mignodes,workloads -A", kubectl.display());
+    } else {
+        rig.down().await?;
+    }
+    Ok(())
+}
+
+/// Submits the samples and shows how each of them goes.
+async fn samples(rig: &Rig) -> Result<()> {
+    let timeline = Timeline::follow(rig.client().await?, "default");
+    let show = screen::Screen::start(timeline.clone());
+    println!("\nSubmitting samples/ to LocalQueue mig:");
+    rig.apply_kustomize("samples").await?;
+    for name in ["vectoradd", "sweep", "pipeline", "vllm-batch"] {
+        until(&format!("{name} has run and its slices are released"), || timeline.reached(name, Phase::Released)).await?;
+    }
+    show.finish().await;
+    println!("\nTime of each phase, in ms since the one before (queued: since it was submitted):\n");
+    print!("{}", timeline.table());
+    Ok(())
+}
+
+/// Measures quota reserved → Ready on an idle cluster, one Job after another: first each on a slice that must be made,
+/// then each on an idle one.
+async fn latency(rig: &Rig) -> Result<()> {
+    let client = rig.client().await?;
+    let timeline = Timeline::follow(client.clone(), "default");
+    let jobs: kube::Api<k8s_openapi::api::batch::v1::Job> = kube::Api::namespaced(client, "default");
+    for (kind, profile) in [("cold", "1g.20gb"), ("warm", "1g.20gb")] {
+        for number in 0..SAMPLES {
+            let name = format!("{kind}-{number}");
+            // The cold ones run until all have been started, so that none finds a slice of another's.
+            let job = job(&name, profile, if kind == "cold" { "8" } else { "0.1" });
+            jobs.create(&kube::api::PostParams::default(), &serde_json::from_value(job)?).await?;
+            let phase = if kind == "cold" { Phase::Running } else { Phase::Released };
+            until(&format!("{name} is {phase:?}"), || timeline.reached(&name, phase)).await?;
+        }
+        for number in 0..SAMPLES {
+            let name = format!("{kind}-{number}");
+            until(&format!("{name} is released"), || timeline.reached(&name, Phase::Released)).await?;
+        }
+    }
+    println!("\nQuota reserved → Ready, {SAMPLES} one-slice Jobs one after another, instantaneous NVML:");
+    for (kind, what) in [("cold", "slice made  "), ("warm", "slice reused")] {
+        let times = timeline.between(&format!("{kind}-"), Phase::Reserved, Phase::Ready);
+        println!("  {what}  p50 {:>4} ms   p99 {:>4} ms", percentile(&times, 50), percentile(&times, 99));
+    }
+    Ok(())
+}
+
+/// A Job with one slice.
+fn job(name: &str, profile: &str, seconds: &str) -> Value {
+    json!({
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": {"name": name, "namespace": "default", "labels": {"kueue.x-k8s.io/queue-name": "mig"}},
+        "spec": {"template": {
+            "metadata": {"annotations": {"slicegate.dev/run-seconds": seconds}},
+            "spec": {"restartPolicy": "Never", "containers": [{
+                "name": "main",
+                "image": "nvcr.io/nvidia/k8s/cuda-sample:vectoradd-cuda12.5.0-ubi8",
+                "resources": {
+                    "requests": {"cpu": "100m", "memory": "128Mi"},
+                    "limits": {format!("nvidia.com/mig-{profile}"): 1},
+                },
+            }]},
+        }},
+    })
+}
+
+/// The p-th percentile by nearest rank; 0 of nothing.
+fn percentile(times: &[u128], p: usize) -> u128 {
+    let mut sorted = times.to_vec();
+    sorted.sort_unstable();
+    let rank = (sorted.len() * p).div_ceil(100).max(1);
+    sorted.get(rank - 1).copied().unwrap_or(0)
+}
+
+/// Waits until a condition holds.
+async fn until(what: &str, condition: impl Fn() -> bool) -> Result<()> {
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    while !condition() {
+        if tokio::time::Instant::now() > deadline {
+            bail!("waited {} s in vain until {what}", PATIENCE.as_secs());
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    Ok(())
+}

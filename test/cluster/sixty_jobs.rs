@@ -10,7 +10,7 @@ use crate::checker::Checker;
 use crate::support::{World, job};
 
 /// 60 Jobs of mixed profiles: about 200 placement units where there are 104.
-fn jobs() -> Vec<Value> {
+fn jobs(seconds: [&str; 3]) -> Vec<Value> {
     let mix = [("7g.80gb", 12), ("3g.40gb", 14), ("2g.20gb", 10), ("1g.10gb", 12), ("1g.6gb", 6), ("2g.12gb", 6)];
     let mut jobs = Vec::new();
     let mut left = mix;
@@ -20,7 +20,7 @@ fn jobs() -> Vec<Value> {
                 *count -= 1;
                 let number = jobs.len();
                 let namespace = ["red", "green", "blue"][number % 3];
-                let seconds = ["0.5", "1", "1.5"][number / 3 % 3];
+                let seconds = seconds[number / 3 % 3];
                 jobs.push(job(namespace, &format!("job-{number}"), 1, &[(profile, 1)], seconds));
             }
         }
@@ -28,12 +28,12 @@ fn jobs() -> Vec<Value> {
     jobs
 }
 
-async fn submit_all(world: &World) -> Result<Vec<(String, String)>> {
+async fn submit_all(world: &World, seconds: [&str; 3]) -> Result<Vec<(String, String)>> {
     for namespace in ["red", "green", "blue"] {
         world.namespace(namespace).await?;
     }
     let mut names = Vec::new();
-    for job in jobs() {
+    for job in jobs(seconds) {
         world.submit(&job).await?;
         let metadata = &job["metadata"];
         names.push((metadata["namespace"].as_str().unwrap().to_owned(), metadata["name"].as_str().unwrap().to_owned()));
@@ -54,7 +54,7 @@ async fn sixty_jobs_share_what_holds_half_of_them() -> Result<()> {
     let world = World::with(three_nodes()).await?;
     let checker = Checker::start(&world);
     let begun = Instant::now();
-    let names = submit_all(&world).await?;
+    let names = submit_all(&world, ["0.5", "1", "1.5"]).await?;
     world.until("all 60 Jobs are complete", || async { Ok(done(&world, &names).await? == names.len()) }).await?;
     let elapsed = begun.elapsed();
     world.until_released().await?;
@@ -67,20 +67,24 @@ async fn sixty_jobs_share_what_holds_half_of_them() -> Result<()> {
 async fn sixty_jobs_complete_though_controller_and_agents_are_killed() -> Result<()> {
     let world = World::with(three_nodes()).await?;
     let checker = Checker::start(&world);
-    let names = submit_all(&world).await?;
     let mut random = Random::new();
     println!("seed {}", random.0);
     let victims = ["controller", "agent-gpu-a100", "agent-gpu-h100", "agent-gpu-a30"];
-    let mut killed = Vec::new();
-    while killed.len() < 5 {
-        let before = done(&world, &names).await?;
-        tokio::time::sleep(Duration::from_millis(random.below(1500))).await;
-        // The controller every other time: it is the one that all depends on.
-        let victim = if killed.len() % 2 == 0 { victims[0] } else { victims[1 + usize::try_from(random.below(3))?] };
-        world.rig.restart(victim).await?;
-        killed.push(format!("{victim} after {before} Jobs"));
-    }
-    println!("killed: {}", killed.join(", "));
+    let killing = async {
+        let mut killed = Vec::new();
+        while killed.len() < 5 {
+            tokio::time::sleep(Duration::from_millis(random.below(1500))).await;
+            // The controller every other time: it is the one that all depends on.
+            let victim = if killed.len() % 2 == 0 { victims[0] } else { victims[1 + usize::try_from(random.below(3))?] };
+            world.rig.restart(victim).await?;
+            killed.push(victim);
+        }
+        anyhow::Ok(killed)
+    };
+    let (names, killed) = futures::try_join!(submit_all(&world, ["3", "4", "5"]), killing)?;
+    let before = done(&world, &names).await?;
+    assert!(before < names.len(), "every Job was complete before the last kill");
+    println!("killed {}; {before} of {} Jobs were complete then", killed.join(", "), names.len());
     world.until("all 60 Jobs are complete", || async { Ok(done(&world, &names).await? == names.len()) }).await?;
     world.until_released().await?;
     checker.finish(&world).await?;

@@ -264,3 +264,6 @@ fn bare(gpu: &GpuUuid, slice: &Slice, state: SliceState, message: Option<String>
         message,
     }
 }
+
+#[cfg(test)]
+mod tests;

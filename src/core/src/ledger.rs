@@ -39,6 +39,10 @@ impl Slot {
     fn counts(&self) -> bool {
         self.origin == Origin::Declared && !self.is(SliceState::Failed)
     }
+    /// Made, and schedulable or in use.
+    fn whole(&self) -> bool {
+        self.is(SliceState::Idle) || self.is(SliceState::InUse)
+    }
     /// Whether it could be taken away, if its profile has slices to spare.
     fn yields(&self) -> bool {
         self.origin != Origin::Foreign && !self.is(SliceState::InUse) && !self.is(SliceState::Failed)
@@ -214,8 +218,8 @@ impl Ledger {
         dropped
     }
 
-    /// Makes the slices that claims count on and `spec` lacks, where there is room, and lets go of broken slices that no
-    /// claim needs. Returns the profiles that stay short though none of their slices is merely broken.
+    /// Makes the slices that claims count on and `spec` lacks, where there is room, and lets go of broken slices once there
+    /// are enough whole ones: until then the agent goes on trying, and no place is tried twice in turn. Returns the profiles that stay short though none of their slices is merely broken.
     pub fn mend(&mut self) -> Vec<ProfileName> {
         let mut short = Vec::new();
         for (profile, claimed) in self.claimed.clone() {
@@ -228,7 +232,8 @@ impl Ledger {
                 }
             }
         }
-        let short_of: Vec<ProfileName> = self.profiles_short();
+        let short_of: Vec<ProfileName> =
+            self.claimed.iter().filter(|(p, claimed)| self.whole(p) < **claimed).map(|(p, _)| p.clone()).collect();
         for book in self.gpus.values_mut() {
             book.slots.retain(|slot| {
                 !(slot.origin == Origin::Declared
@@ -237,10 +242,6 @@ impl Ledger {
             });
         }
         short
-    }
-
-    fn profiles_short(&self) -> Vec<ProfileName> {
-        self.claimed.iter().filter(|(p, claimed)| self.counted(p) < **claimed).map(|(p, _)| p.clone()).collect()
     }
 
     /// Whether one more pod of the pod set fits, and at what cost.
@@ -304,7 +305,7 @@ impl Ledger {
         let mut next: Option<Timestamp> = None;
         let mut spare: BTreeMap<ProfileName, u32> = BTreeMap::new();
         for profile in self.gpus.values().flat_map(|b| b.slices(Slot::counts)).cloned().map(|s| s.profile) {
-            spare.entry(profile.clone()).or_insert_with(|| self.spare(&profile));
+            spare.entry(profile.clone()).or_insert_with(|| self.spare(&profile).min(self.spare_whole(&profile)));
         }
         for book in self.gpus.values_mut() {
             book.slots.retain(|slot| {
@@ -355,6 +356,10 @@ impl Ledger {
         self.count(profile, Slot::counts)
     }
 
+    fn whole(&self, profile: &ProfileName) -> u32 {
+        self.count(profile, |slot| slot.origin == Origin::Declared && slot.whole())
+    }
+
     fn broken(&self, profile: &ProfileName) -> u32 {
         self.count(profile, |slot| slot.origin == Origin::Declared && slot.is(SliceState::Failed))
     }
@@ -363,6 +368,12 @@ impl Ledger {
     fn spare(&self, profile: &ProfileName) -> u32 {
         let in_use = self.count(profile, |slot| slot.is(SliceState::InUse));
         self.counted(profile).saturating_sub(self.claimed(profile).max(in_use))
+    }
+
+    /// How many whole ones could be taken away: one that is still to be made is no substitute for what was promised.
+    fn spare_whole(&self, profile: &ProfileName) -> u32 {
+        let in_use = self.count(profile, |slot| slot.is(SliceState::InUse));
+        self.whole(profile).saturating_sub(self.claimed(profile).max(in_use))
     }
 
     fn largest_first(&self, slices: &BTreeMap<ProfileName, u32>) -> Result<Vec<(ProfileName, u32)>, NoFit> {
@@ -425,10 +436,18 @@ impl Ledger {
 
     /// How many declared slices are among `slots`, if their profiles can all spare them.
     fn displaceable<'a>(&self, slots: impl Iterator<Item = &'a Slot>) -> Option<u32> {
-        let mut asked: BTreeMap<&ProfileName, u32> = BTreeMap::new();
+        let mut asked: BTreeMap<&ProfileName, (u32, u32)> = BTreeMap::new();
         for slot in slots.filter(|slot| slot.origin == Origin::Declared) {
-            *asked.entry(&slot.slice.profile).or_default() += 1;
+            let (all, whole) = asked.entry(&slot.slice.profile).or_default();
+            *all += 1;
+            *whole += u32::from(slot.whole());
         }
-        asked.iter().all(|(profile, count)| self.spare(profile) >= *count).then(|| asked.values().sum())
+        let spared = |(profile, (all, whole)): (&&ProfileName, &(u32, u32))| {
+            self.spare(profile) >= *all && (*whole == 0 || self.spare_whole(profile) >= *whole)
+        };
+        asked.iter().all(spared).then(|| asked.values().map(|(all, _)| all).sum())
     }
 }
+
+#[cfg(test)]
+mod tests;

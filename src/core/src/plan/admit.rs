@@ -12,9 +12,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Action, Pass};
-use crate::id::{NodeName, PodSetName, WorkloadUid};
+use crate::id::{Attempt, NodeName, PodSetName, WorkloadUid};
 use crate::node::{MigNode, SliceState};
 use crate::profile::ProfileName;
+use crate::time::Timestamp;
 use crate::workload::{Check, CheckState, Demand, PodSetDemand, Policy, Reservation, Workload};
 
 /// What Ready says: it never changes while the check stays Ready.
@@ -46,7 +47,7 @@ impl Pass<'_> {
         let Some(policy) = workload.checks.iter().find_map(|c| c.policy.clone()) else {
             return self.tell(workload, CheckState::Pending, "The AdmissionCheck is not active; see its Active condition.");
         };
-        self.leave_silent_nodes(workload, demand);
+        self.leave_silent_nodes(workload, &reservation.attempt);
         let passed = workload.checks.iter().all(|c| c.state == CheckState::Ready);
         if let Err(obstacle) = self.place(workload, &reservation.attempt, demand, &policy) {
             return self.turn_away(workload, reservation, &policy, passed, &obstacle.0);
@@ -64,7 +65,7 @@ impl Pass<'_> {
     }
 
     /// Moves what waits on a node whose agent does not answer, or that is not ready, to another.
-    fn leave_silent_nodes(&mut self, workload: &Workload, demand: &[PodSetDemand]) {
+    fn leave_silent_nodes(&mut self, workload: &Workload, attempt: &Attempt) {
         if workload.admitted || self.has_live_pods(&workload.key.uid) {
             return;
         }
@@ -76,9 +77,7 @@ impl Pass<'_> {
             .collect();
         for name in silent {
             let Some(book) = self.books.get_mut(&name) else { continue };
-            for pod_set in demand {
-                book.drop_claims(|c| c.workload.uid == workload.key.uid && c.pod_set == pod_set.name);
-            }
+            book.drop_claims(|c| c.workload.uid == workload.key.uid && c.attempt == *attempt);
         }
         let lagging = self.books.keys().filter_map(|n| self.world.nodes.get(n)?.mig.as_ref()?.lagging_since).min();
         if let Some(since) = lagging {
@@ -94,11 +93,7 @@ impl Pass<'_> {
         passed: bool,
         obstacle: &str,
     ) {
-        if !self.has_live_pods(&workload.key.uid) {
-            for book in self.books.values_mut() {
-                book.drop_claims(|claim| claim.workload.uid == workload.key.uid);
-            }
-        }
+        self.give_up(workload, &reservation.attempt);
         if passed && workload.admitted {
             // Its pods are gated as long as it has no claim: nothing runs, so its quota is better given to others.
             if !self.has_live_pods(&workload.key.uid) {
@@ -116,6 +111,16 @@ impl Pass<'_> {
         }
     }
 
+    /// Strikes out what a reservation has claimed, unless something may run on it. What an earlier one has left is released
+    /// in its own time.
+    fn give_up(&mut self, workload: &Workload, attempt: &Attempt) {
+        if !self.has_live_pods(&workload.key.uid) {
+            for book in self.books.values_mut() {
+                book.drop_claims(|c| c.workload.uid == workload.key.uid && c.attempt == *attempt);
+            }
+        }
+    }
+
     fn wait_for_slices(
         &mut self,
         workload: &Workload,
@@ -128,7 +133,8 @@ impl Pass<'_> {
             return self.recheck(patience);
         }
         let retries = workload.checks.iter().map(|c| c.retry_count).max().unwrap_or(0);
-        let until = reservation.since + policy.hold_after(retries).max(self.limits.patience);
+        let hold = reservation.since + policy.hold_after(retries).max(self.limits.patience);
+        let until = hold.max(self.begun(&workload.key.uid) + self.limits.patience);
         let nodes: BTreeSet<&str> = self
             .books
             .values()
@@ -137,14 +143,27 @@ impl Pass<'_> {
             .collect();
         let nodes = nodes.into_iter().collect::<Vec<_>>().join(", ");
         if until <= self.now {
-            for book in self.books.values_mut() {
-                book.drop_claims(|claim| claim.workload.uid == workload.key.uid);
-            }
+            self.give_up(workload, &reservation.attempt);
             self.tell(workload, CheckState::Retry, &format!("The slices reserved on {nodes} could not be made in time; see the MIGNode's slices."));
         } else {
             self.recheck(until);
             self.tell(workload, CheckState::Pending, &format!("Slices reserved on {nodes}; waiting for the node agent to make them."));
         }
+    }
+
+    /// Since when the agents have been at work on what a workload claims: room may have been found late.
+    fn begun(&self, workload: &WorkloadUid) -> Timestamp {
+        let mut begun = Timestamp::default();
+        for (name, book) in &self.books {
+            let Some(mig) = self.world.nodes.get(name).and_then(|n| n.mig.as_ref()) else { continue };
+            for claim in book.claims().iter().filter(|c| c.workload.uid == *workload) {
+                let unwritten = (!mig.confirmed.claims.contains(claim)).then_some(self.now);
+                let creating = mig.slices.iter().filter(|o| o.slice.profile == claim.profile);
+                let creating = creating.filter(|o| o.state == SliceState::Creating).map(|o| o.since);
+                begun = unwritten.into_iter().chain(mig.lagging_since).chain(creating).fold(begun, Timestamp::max);
+            }
+        }
+        begun
     }
 
     /// Whether the claims are durable and every slice that they count on is there, beside what others were promised.
@@ -179,14 +198,15 @@ impl Pass<'_> {
                 return false;
             }
         }
-        let already = promised.to.contains(&workload.key.uid);
+        let me = (workload.key.uid.clone(), reservation.attempt.clone());
+        let already = promised.to.contains(&me);
         let enough = mine.iter().all(|(place, slices)| {
             let others = promised.slices.get(place).copied().unwrap_or(0) - if already { *slices } else { 0 };
             let there = self.world.nodes.get(&place.0).and_then(|n| n.mig.as_ref()).map_or(0, |m| usable(m, &place.1));
             others + slices <= there
         });
         if enough && !already {
-            promised.to.insert(workload.key.uid.clone());
+            promised.to.insert(me);
             for (place, slices) in mine {
                 *promised.slices.entry(place).or_default() += slices;
             }
@@ -207,7 +227,7 @@ impl Pass<'_> {
                         && w.checks.iter().any(|c| c.state != CheckState::Ready)
                 });
                 if !waits {
-                    promised.to.insert(uid.clone());
+                    promised.to.insert((uid.clone(), claim.attempt.clone()));
                     *promised.slices.entry((node.name.clone(), claim.profile.clone())).or_default() += claim.slices;
                 }
             }
@@ -255,7 +275,7 @@ impl Pass<'_> {
 /// Slices that are spoken for on each node.
 #[derive(Default)]
 struct Promised {
-    to: BTreeSet<WorkloadUid>,
+    to: BTreeSet<(WorkloadUid, Attempt)>,
     slices: BTreeMap<(NodeName, ProfileName), u32>,
 }
 

@@ -282,6 +282,9 @@ impl<'a> Pass<'a> {
             let next = book.expire_idle(self.now, self.limits.idle_retention);
             self.plan.recheck_at = self.plan.recheck_at.into_iter().chain(next).min();
         }
+        for mig in self.world.nodes.values().filter_map(|n| n.mig.as_ref()) {
+            mig.spec.holds.iter().for_each(|hold| self.recheck(hold.until));
+        }
     }
 
     fn recheck(&mut self, at: Timestamp) {

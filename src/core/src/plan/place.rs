@@ -21,6 +21,9 @@ impl Pass<'_> {
         demand: &[PodSetDemand],
         policy: &Policy,
     ) -> Result<(), Obstacle> {
+        if demand.iter().all(|pod_set| self.pods_claimed(&workload.key, pod_set) >= pod_set.pods) {
+            return Ok(());
+        }
         let before = self.books.clone();
         for pod_set in demand {
             let placed = self.place_pod_set(&workload.key, attempt, pod_set, policy);
@@ -153,8 +156,11 @@ impl Pass<'_> {
         let asked = describe(demand);
         if let Some(most) = self.most_ever(demand, nodes).filter(|most| *most < demand.pods) {
             return Obstacle(format!(
-                "Pod set {} asks for {} pods with {asked} each; the nodes of {} hold at most {most} even when empty.",
-                demand.name, demand.pods, demand.flavors
+                "Pod set {} asks for {} with {asked} each; the nodes of {} hold {} even when empty.",
+                demand.name,
+                pods(demand.pods),
+                demand.flavors,
+                if most == 0 { pods(0) } else { format!("at most {}", pods(most)) }
             ));
         }
         match reasons.last() {
@@ -183,6 +189,14 @@ impl Pass<'_> {
             }
         }
         Some(most)
+    }
+}
+
+fn pods(count: u32) -> String {
+    match count {
+        1 => "1 pod".to_owned(),
+        0 => "no such pod".to_owned(),
+        _ => format!("{count} pods"),
     }
 }
 

@@ -1,0 +1,303 @@
+//! Random histories of random clusters: what must always hold is checked after every event, and what must hold in the end
+//! when all is over.
+
+use std::time::Duration;
+
+use proptest::prelude::*;
+
+use super::world::{World, pod_set, slice};
+use crate::geometry::Model;
+use crate::geometry::tests::{a30, a100, rtx_pro_6000};
+use crate::id::{NodeName, PodUid};
+use crate::node::SliceState;
+use crate::resources::Resources;
+use crate::workload::{CheckState, Demand};
+
+/// What can happen. Numbers choose among what there is.
+#[derive(Clone, Debug)]
+enum Event {
+    Submit {
+        pods: u32,
+        profile: usize,
+        count: u32,
+    },
+    Finish(usize),
+    Evict(usize),
+    Reserve(usize),
+    StartPod(usize),
+    EndPod(usize),
+    BreakSlice(usize),
+    MendSlices,
+    AgentStops(usize),
+    AgentsGoOn,
+    Nonsense(usize, usize),
+    GeometryLost(usize),
+    ClaimsLost(usize),
+    NotReady(usize),
+    Cordon(usize),
+    AllNodesWell,
+    Wait(u64),
+    /// Only some of what the plan asks for is done, as when the controller dies or others write at the same time.
+    Crash(u32),
+}
+
+fn event() -> impl Strategy<Value = Event> {
+    let some = 0..64_usize;
+    prop_oneof![
+        6 => (1..4_u32, some.clone(), 1..3_u32)
+            .prop_map(|(pods, profile, count)| Event::Submit { pods, profile, count }),
+        3 => some.clone().prop_map(Event::Finish),
+        2 => some.clone().prop_map(Event::Evict),
+        3 => some.clone().prop_map(Event::Reserve),
+        6 => some.clone().prop_map(Event::StartPod),
+        4 => some.clone().prop_map(Event::EndPod),
+        1 => some.clone().prop_map(Event::BreakSlice),
+        1 => Just(Event::MendSlices),
+        1 => some.clone().prop_map(Event::AgentStops),
+        1 => Just(Event::AgentsGoOn),
+        1 => (some.clone(), some.clone()).prop_map(|(node, what)| Event::Nonsense(node, what)),
+        1 => some.clone().prop_map(Event::GeometryLost),
+        1 => some.clone().prop_map(Event::ClaimsLost),
+        1 => some.clone().prop_map(Event::NotReady),
+        1 => some.prop_map(Event::Cordon),
+        1 => Just(Event::AllNodesWell),
+        2 => (1..90_u64).prop_map(Event::Wait),
+        2 => any::<u32>().prop_map(Event::Crash),
+    ]
+}
+
+fn cluster() -> impl Strategy<Value = Vec<Vec<Model>>> {
+    let model = prop_oneof![Just(a30()), Just(a100()), Just(rtx_pro_6000())];
+    prop::collection::vec(prop::collection::vec(model, 1..3), 1..4)
+}
+
+struct History {
+    world: World,
+    workloads: Vec<String>,
+    pods: Vec<PodUid>,
+    /// Profiles that somebody may ask for: those that there are, and one that there is not.
+    profiles: Vec<String>,
+    claims_get_lost: bool,
+}
+
+impl History {
+    fn new(cluster: &[Vec<Model>], claims_get_lost: bool) -> Self {
+        let models: Vec<&[Model]> = cluster.iter().map(Vec::as_slice).collect();
+        let mut world = World::with_nodes(&models);
+        for i in 0..cluster.len() {
+            world.host_mut(&format!("n{i}")).allocatable = [("cpu", 5500), ("pods", 6)].into_iter().collect();
+        }
+        let offered = cluster.iter().flatten().flat_map(|m| &m.profiles).map(|p| p.name.to_string());
+        let mut profiles: Vec<String> = offered.chain(["9g.99gb".to_owned()]).collect();
+        profiles.sort();
+        profiles.dedup();
+        Self { world, workloads: Vec::new(), pods: Vec::new(), profiles, claims_get_lost }
+    }
+
+    fn pick(&self, i: usize, wanted: impl Fn(&crate::workload::Workload) -> bool) -> Option<String> {
+        let fitting: Vec<&String> =
+            self.workloads.iter().filter(|name| wanted(self.world.workload(name))).collect();
+        (!fitting.is_empty()).then(|| fitting[i % fitting.len()].clone())
+    }
+
+    fn node(&self, i: usize) -> String {
+        format!("n{}", i % self.world.snap.nodes.len())
+    }
+
+    fn happens(&mut self, event: &Event) {
+        match *event {
+            Event::Submit { pods, profile, count } => {
+                let name = format!("w{:02}", self.workloads.len());
+                let profile = &self.profiles[profile % self.profiles.len()];
+                self.world.submit(&name, pods, &[(profile, count)]);
+                self.workloads.push(name);
+            }
+            Event::Finish(i) => {
+                if let Some(name) = self.pick(i, |w| w.admitted && !w.finished) {
+                    self.world.finish(&name);
+                }
+            }
+            Event::Evict(i) => {
+                if let Some(name) = self.pick(i, |w| w.reservation.is_some() && !w.finished) {
+                    self.world.evict(&name);
+                }
+            }
+            Event::Reserve(i) => {
+                if let Some(name) = self.pick(i, |w| w.checks[0].state == CheckState::Retry) {
+                    self.world.evict(&name);
+                }
+                if let Some(name) = self.pick(i, |w| w.reservation.is_none() && !w.finished) {
+                    let profile = &self.profiles[i % self.profiles.len()];
+                    let demand = pod_set(1 + u32::from(i % 2 == 0), &[(profile, 1)]);
+                    self.world.reserve(&name, Demand::Slices(vec![demand]));
+                }
+            }
+            Event::StartPod(i) => {
+                if let Some(name) = self.pick(i, |w| w.reservation.is_some() && !w.finished) {
+                    self.pods.push(self.world.create_pod(&name));
+                }
+            }
+            Event::EndPod(i) => {
+                if !self.pods.is_empty() {
+                    let uid = self.pods[i % self.pods.len()].clone();
+                    self.world.end_pod(&uid);
+                }
+            }
+            Event::BreakSlice(i) => {
+                let all = self.world.snap.nodes.values().flat_map(|n| {
+                    let idle = n.mig.iter().flat_map(|m| &m.slices).filter(|o| o.state == SliceState::Idle);
+                    idle.map(|o| (n.name.clone(), o.gpu.clone(), o.slice.clone()))
+                });
+                let all: Vec<_> = all.collect();
+                if !all.is_empty() {
+                    let place = all[i % all.len()].clone();
+                    self.world.hurt.insert(place.0.clone());
+                    self.world.broken.insert(place);
+                }
+            }
+            Event::MendSlices => self.world.broken.clear(),
+            Event::AgentStops(i) => {
+                let node = self.node(i);
+                self.world.stuck.insert(node.as_str().into());
+            }
+            Event::AgentsGoOn => self.world.stuck.clear(),
+            Event::Nonsense(i, what) => {
+                let node = self.node(i);
+                let nonsense = [
+                    slice("1g.6gb", 7, 1),
+                    slice("3g.40gb", 0, 4),
+                    slice("2g.48gb", 6, 6),
+                    slice("9g.9gb", 0, 1),
+                ];
+                let nonsense = nonsense[what % nonsense.len()].clone();
+                let gpu = super::world::gpu(what % 3);
+                self.world.edit_spec(&node, |spec| spec.gpus.entry(gpu).or_default().insert(0, nonsense));
+            }
+            Event::GeometryLost(i) => {
+                let node = self.node(i);
+                self.world.edit_spec(&node, |spec| spec.gpus.clear());
+            }
+            Event::Cordon(i) => {
+                let node = self.node(i);
+                self.world.host_mut(&node).traits.unschedulable = true;
+            }
+            Event::ClaimsLost(i) => {
+                let node = self.node(i);
+                if self.claims_get_lost {
+                    self.world.edit_spec(&node, |spec| spec.claims.clear());
+                    // What is claimed again for pods that run already may have to be made first, wherever it is.
+                    self.world.hurt = self.world.snap.nodes.keys().cloned().collect();
+                }
+            }
+            Event::NotReady(i) => {
+                let node = self.node(i);
+                self.world.host_mut(&node).ready = false;
+            }
+            Event::AllNodesWell => {
+                for node in self.world.snap.nodes.values_mut() {
+                    let host = node.host.as_mut().unwrap();
+                    (host.traits.unschedulable, host.ready) = (false, true);
+                }
+            }
+            Event::Wait(seconds) => self.world.pass_time(Duration::from_secs(seconds)),
+            Event::Crash(done) => {
+                for (i, action) in self.world.plan().actions.iter().enumerate() {
+                    if done >> (i % 32) & 1 == 1 {
+                        self.world.apply(action);
+                    }
+                }
+            }
+        }
+    }
+
+    fn check(&self) {
+        for node in self.world.snap.nodes.values() {
+            let mig = node.mig.as_ref().unwrap();
+            for (uuid, gpu) in &mig.gpus {
+                let slices: Vec<_> =
+                    mig.slices.iter().filter(|o| o.gpu == *uuid).map(|o| o.slice.clone()).collect();
+                assert_eq!(gpu.model.check_all(&slices), Ok(()), "S1 in the status of {}", node.name);
+            }
+            if !self.world.hurt.contains(&node.name) {
+                for profile in mig.confirmed.claims.iter().map(|c| &c.profile) {
+                    let (promised, usable) =
+                        (self.world.promised(node, profile, None), self.world.usable(node, profile));
+                    assert!(
+                        promised <= usable,
+                        "S2: {promised} × {profile} on {}, {usable} usable",
+                        node.name
+                    );
+                }
+                self.check_resources(&node.name);
+            }
+        }
+    }
+
+    /// S9: what is used and what is promised beyond that.
+    fn check_resources(&self, name: &NodeName) {
+        let node = &self.world.snap.nodes[name];
+        let host = node.host.as_ref().unwrap();
+        let mut taken: Resources = host.used.clone();
+        for claim in &node.mig.as_ref().unwrap().confirmed.claims {
+            let Some(workload) = self.world.snap.workloads.get(&claim.workload.uid) else { continue };
+            let Some(reservation) = workload.reservation.as_ref().filter(|r| r.attempt == claim.attempt)
+            else {
+                continue;
+            };
+            let Demand::Slices(demand) = &reservation.demand else { continue };
+            let bound =
+                host.bound.get(&(claim.workload.uid.clone(), claim.pod_set.clone())).copied().unwrap_or(0);
+            taken.add(&demand[0].requests, i64::from(claim.pods.saturating_sub(bound)));
+        }
+        assert_eq!(host.allocatable.first_lacking(&taken), None, "S9 on {name}");
+    }
+
+    /// Everything ends: pods, workloads, faults.
+    fn ends(&mut self) {
+        self.world.stuck.clear();
+        self.world.broken.clear();
+        self.world.settle();
+        for uid in &self.pods.clone() {
+            self.world.end_pod(uid);
+        }
+        for name in &self.workloads.clone() {
+            self.world.finish(name);
+        }
+        self.world.settle();
+        for node in self.world.snap.nodes.values() {
+            let mig = node.mig.as_ref().unwrap();
+            assert_eq!(mig.confirmed.claims, [], "S5: claims outlive their workloads on {}", node.name);
+            assert!(mig.slices.iter().all(|o| o.state == SliceState::Idle), "{:?}", mig.slices);
+        }
+        self.world.pass_time(self.world.limits.idle_retention);
+        self.world.settle();
+        for node in self.world.snap.nodes.values() {
+            assert_eq!(node.mig.as_ref().unwrap().slices, [], "slices outlive their use on {}", node.name);
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 800, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn whatever_happens_nothing_is_promised_twice_and_nothing_is_left_behind(
+        cluster in cluster(),
+        claims_get_lost in prop::bool::weighted(0.3),
+        events in prop::collection::vec((event(), any::<bool>()), 1..50),
+    ) {
+        let mut history = History::new(&cluster, claims_get_lost);
+        for (event, rest) in &events {
+            history.happens(event);
+            if *rest {
+                history.world.settle();
+            } else {
+                history.world.step();
+                history.world.agents();
+                history.world.kubelets();
+            }
+            history.check();
+        }
+        history.ends();
+    }
+}

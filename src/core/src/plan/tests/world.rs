@@ -1,0 +1,333 @@
+//! A world in one process: applies actions, and checks at every write what must always hold.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::constraints::{Constraints, Traits};
+use crate::geometry::{Model, Slice};
+use crate::id::{Attempt, GpuUuid, NodeName, PodSetName, PodUid, WorkloadKey, WorkloadUid};
+use crate::node::{Gpu, Hold, Host, MigNode, Node, NodeSpec, Version};
+use crate::plan::{Action, Limits, Plan, Pod, PodKey, Snapshot, plan};
+use crate::profile::ProfileName;
+use crate::resources::Resources;
+use crate::time::Timestamp;
+use crate::workload::{Check, CheckState, Demand, PodSetDemand, Policy, Reservation, Workload};
+
+mod effects;
+
+/// How often a world may be planned before it must be at rest.
+const ROUNDS: usize = 12;
+
+pub(super) const HOLD: Duration = Duration::from_secs(60);
+
+/// A place: node, GPU and slice.
+pub(super) type Place = (NodeName, GpuUuid, Slice);
+
+pub(super) struct World {
+    pub now: Timestamp,
+    pub limits: Limits,
+    pub snap: Snapshot,
+    /// What bound pods hold.
+    pub held: BTreeMap<PodUid, Vec<Place>>,
+    /// What no agent can make.
+    pub broken: BTreeSet<Place>,
+    /// Nodes whose agents do not act.
+    pub stuck: BTreeSet<NodeName>,
+    /// Nodes that have lost by other hands what was promised there.
+    pub hurt: BTreeSet<NodeName>,
+    /// What pods' owners were told.
+    pub notes: Vec<String>,
+    demands: BTreeMap<PodUid, PodSetDemand>,
+    serial: u32,
+}
+
+pub(super) fn slice(profile: &str, start: u8, size: u8) -> Slice {
+    Slice { start, size, profile: profile.parse().unwrap() }
+}
+
+pub(super) fn pod_set(pods: u32, slices: &[(&str, u32)]) -> PodSetDemand {
+    PodSetDemand {
+        name: "main".into(),
+        pods,
+        slices: slices.iter().map(|(profile, count)| (profile.parse().unwrap(), *count)).collect(),
+        requests: [("cpu", 1000), ("pods", 1)].into_iter().collect(),
+        constraints: Constraints::default(),
+        flavors: "flavor mig".to_owned(),
+    }
+}
+
+pub(super) fn policy() -> Policy {
+    Policy { hold: HOLD, max_hold: HOLD * 8, nodes: Constraints::default() }
+}
+
+pub(super) fn gpu(index: usize) -> GpuUuid {
+    format!("GPU-{index}").into()
+}
+
+impl World {
+    pub fn new() -> Self {
+        Self {
+            now: Timestamp(1_000_000),
+            limits: Limits::default(),
+            snap: Snapshot::default(),
+            held: BTreeMap::new(),
+            broken: BTreeSet::new(),
+            stuck: BTreeSet::new(),
+            hurt: BTreeSet::new(),
+            notes: Vec::new(),
+            demands: BTreeMap::new(),
+            serial: 0,
+        }
+    }
+
+    /// A world with one node for each list of GPU models: `n0`, `n1` and so on.
+    pub fn with_nodes(nodes: &[&[Model]]) -> Self {
+        let mut world = Self::new();
+        for (i, models) in nodes.iter().enumerate() {
+            world.add_node(&format!("n{i}"), models);
+        }
+        world
+    }
+
+    pub fn add_node(&mut self, name: &str, models: &[Model]) {
+        let gpus = models
+            .iter()
+            .enumerate()
+            .map(|(i, model)| (gpu(i), Gpu { model: Arc::new(model.clone()), usable: true }));
+        let mig = MigNode {
+            version: Version { uid: format!("mig-{name}").into(), generation: 1 },
+            confirmed: NodeSpec::default(),
+            spec: NodeSpec::default(),
+            busy: false,
+            lagging_since: None,
+            gpus: gpus.collect(),
+            slices: Vec::new(),
+            foreign: Vec::new(),
+        };
+        let host = Host {
+            hostname: format!("{name}.example"),
+            traits: Traits::default(),
+            ready: true,
+            allocatable: [("cpu", 64_000), ("pods", 110)].into_iter().collect(),
+            used: Resources::default(),
+            bound: BTreeMap::new(),
+        };
+        self.snap.nodes.insert(name.into(), Node { name: name.into(), host: Some(host), mig: Some(mig) });
+    }
+
+    /// A workload of one pod set with a fresh quota reservation and one check, Pending.
+    pub fn submit(&mut self, name: &str, pods: u32, slices: &[(&str, u32)]) {
+        self.submit_demand(name, Demand::Slices(vec![pod_set(pods, slices)]));
+    }
+
+    pub fn submit_demand(&mut self, name: &str, demand: Demand) {
+        let key = WorkloadKey { namespace: "team".into(), name: name.into(), uid: WorkloadUid::new(name) };
+        let check = Check {
+            name: "mig".to_owned(),
+            state: CheckState::Pending,
+            message: String::new(),
+            retry_count: 0,
+            policy: Some(policy()),
+        };
+        let workload = Workload {
+            key: key.clone(),
+            version: "1".to_owned(),
+            busy: false,
+            reservation: None,
+            admitted: false,
+            evicted: false,
+            finished: false,
+            active: true,
+            checks: vec![check],
+        };
+        self.snap.workloads.insert(key.uid, workload);
+        self.reserve(name, demand);
+    }
+
+    /// Kueue reserves quota for a new attempt, and has reset the checks that asked for a retry.
+    pub fn reserve(&mut self, name: &str, demand: Demand) {
+        self.serial += 1;
+        let attempt = Attempt::new(format!("{name}-{}", self.serial));
+        let since = self.now;
+        let workload = self.workload_mut(name);
+        workload.reservation = Some(Reservation { attempt, since, demand });
+        workload.evicted = false;
+        workload.active = true;
+        for check in workload.checks.iter_mut().filter(|c| c.state != CheckState::Ready) {
+            check.state = CheckState::Pending;
+            check.message.clear();
+        }
+    }
+
+    /// Kueue takes the quota away again.
+    pub fn withdraw_quota(&mut self, name: &str) {
+        let workload = self.workload_mut(name);
+        workload.reservation = None;
+        workload.admitted = false;
+    }
+
+    /// Kueue evicts, takes the quota away, and resets the checks.
+    pub fn evict(&mut self, name: &str) {
+        let workload = self.workload_mut(name);
+        workload.evicted = true;
+        for check in &mut workload.checks {
+            check.retry_count += u32::from(check.state == CheckState::Retry);
+            check.state = CheckState::Pending;
+            check.message = "Reset to Pending after eviction.".to_owned();
+        }
+        self.withdraw_quota(name);
+    }
+
+    pub fn finish(&mut self, name: &str) {
+        self.workload_mut(name).finished = true;
+    }
+
+    /// A pod of a workload's only pod set, gated.
+    pub fn create_pod(&mut self, workload: &str) -> PodUid {
+        self.serial += 1;
+        let uid = PodUid::new(format!("pod-{:04}", self.serial));
+        let demand = self.demand(workload)[0].clone();
+        let pod = Pod {
+            key: PodKey { namespace: "team".into(), name: uid.as_str().into(), uid: uid.clone() },
+            version: "1".to_owned(),
+            busy: false,
+            workload: Some(WorkloadUid::new(workload)),
+            pod_set: Some(demand.name.clone()),
+            gated: true,
+            queued: true,
+            pinned: None,
+            node: None,
+            terminal: false,
+            deleting: false,
+            asks_for: demand.slices.keys().next().map(ProfileName::resource),
+        };
+        self.demands.insert(uid.clone(), demand);
+        self.snap.pods.insert(uid.clone(), pod);
+        uid
+    }
+
+    /// The pod ends: what it held becomes free.
+    pub fn end_pod(&mut self, uid: &PodUid) {
+        let pod = self.snap.pods.get_mut(uid).unwrap();
+        if pod.terminal {
+            return;
+        }
+        pod.terminal = true;
+        self.held.remove(uid);
+        let Some(host) = pod.node.clone().and_then(|n| self.snap.nodes.get_mut(&n)?.host.as_mut()) else {
+            return;
+        };
+        host.used.add(&self.demands[uid].requests, -1);
+        let group = (pod.workload.clone().unwrap(), pod.pod_set.clone().unwrap());
+        *host.bound.get_mut(&group).unwrap() -= 1;
+    }
+
+    pub fn demand(&self, workload: &str) -> Vec<PodSetDemand> {
+        match &self.workload(workload).reservation.as_ref().unwrap().demand {
+            Demand::Slices(demand) => demand.clone(),
+            other => panic!("{workload} asks for {other:?}"),
+        }
+    }
+
+    pub fn workload(&self, name: &str) -> &Workload {
+        &self.snap.workloads[&WorkloadUid::new(name)]
+    }
+
+    pub fn workload_mut(&mut self, name: &str) -> &mut Workload {
+        self.snap.workloads.get_mut(&WorkloadUid::new(name)).unwrap()
+    }
+
+    pub fn check(&self, workload: &str) -> (CheckState, &str) {
+        let check = &self.workload(workload).checks[0];
+        (check.state, &check.message)
+    }
+
+    pub fn state(&self, workload: &str) -> CheckState {
+        self.check(workload).0
+    }
+
+    pub fn pod(&self, uid: &PodUid) -> &Pod {
+        &self.snap.pods[uid]
+    }
+
+    pub fn mig(&self, node: &str) -> &MigNode {
+        self.snap.nodes[&NodeName::new(node)].mig.as_ref().unwrap()
+    }
+
+    pub fn mig_mut(&mut self, node: &str) -> &mut MigNode {
+        self.snap.nodes.get_mut(&NodeName::new(node)).unwrap().mig.as_mut().unwrap()
+    }
+
+    pub fn host_mut(&mut self, node: &str) -> &mut Host {
+        self.snap.nodes.get_mut(&NodeName::new(node)).unwrap().host.as_mut().unwrap()
+    }
+
+    /// Writes a spec past the plan, as a person with kubectl would.
+    pub fn edit_spec(&mut self, node: &str, edit: impl FnOnce(&mut NodeSpec)) {
+        self.hurt.insert(node.into());
+        let mig = self.mig_mut(node);
+        edit(&mut mig.confirmed);
+        mig.spec = mig.confirmed.clone();
+        mig.version.generation += 1;
+    }
+
+    /// The slices declared on a node, over all its GPUs.
+    pub fn declared(&self, node: &str) -> Vec<Slice> {
+        self.mig(node).confirmed.gpus.values().flatten().cloned().collect()
+    }
+
+    /// Claimed pods of a workload by node.
+    pub fn claims(&self, workload: &str) -> BTreeMap<String, u32> {
+        let mut claims = BTreeMap::new();
+        for node in self.snap.nodes.values() {
+            for claim in node.mig.iter().flat_map(|m| &m.confirmed.claims) {
+                if claim.workload.uid.as_str() == workload {
+                    claims.insert(node.name.to_string(), claim.pods);
+                }
+            }
+        }
+        claims
+    }
+
+    pub fn plan(&self) -> Plan {
+        plan(self.now, &self.snap, &self.limits)
+    }
+
+    pub fn pass_time(&mut self, time: Duration) {
+        self.now = self.now + time;
+    }
+
+    /// Plans once and applies all of it.
+    pub fn step(&mut self) -> Vec<Action> {
+        let actions = self.plan().actions;
+        for action in &actions {
+            self.apply(action);
+        }
+        actions
+    }
+
+    /// Plans and applies until there is nothing left to do, agents and kubelets doing their part after each pass.
+    pub fn settle(&mut self) {
+        for _ in 0..ROUNDS {
+            self.agents();
+            self.kubelets();
+            if self.step().is_empty() {
+                return;
+            }
+        }
+        panic!("still not at rest after {ROUNDS} rounds: {:#?}", self.plan().actions);
+    }
+
+    /// A hold over units of a GPU until a time.
+    pub fn hold(&mut self, node: &str, gpu: GpuUuid, start: u8, size: u8, until: Timestamp) {
+        let workload = WorkloadKey { namespace: "team".into(), name: "large".into(), uid: "large".into() };
+        self.edit_spec(node, |spec| spec.holds.push(Hold { workload, gpu, start, size, until }));
+    }
+
+    /// What a node's spec promises to the pods of a pod set, by profile.
+    pub fn claimed(&self, node: &str, pod_set: &PodSetName) -> BTreeMap<String, u32> {
+        let claims = self.mig(node).confirmed.claims.iter().filter(|c| c.pod_set == *pod_set);
+        claims.map(|c| (c.profile.to_string(), c.slices)).collect()
+    }
+}

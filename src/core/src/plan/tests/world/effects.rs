@@ -1,0 +1,309 @@
+//! What agents, kubelets, the API server and Kueue do, and what must hold of every write.
+
+use std::collections::BTreeSet;
+
+use super::{Place, World};
+use crate::geometry::Slice;
+use crate::id::{Attempt, GpuUuid, NodeName, PodUid, WorkloadKey, WorkloadUid};
+use crate::node::{Node, NodeSpec, ObservedSlice, SliceState, Version};
+use crate::plan::{Action, PodKey};
+use crate::profile::ProfileName;
+use crate::workload::{CheckState, Demand, Workload};
+
+impl World {
+    /// Every agent that is not stuck makes its GPUs what is wanted.
+    pub fn agents(&mut self) {
+        let held: BTreeSet<&Place> = self.held.values().flatten().collect();
+        for node in self.snap.nodes.values_mut().filter(|n| !self.stuck.contains(&n.name)) {
+            let Some(mig) = &mut node.mig else { continue };
+            let mut wanted: BTreeSet<(GpuUuid, Slice)> = BTreeSet::new();
+            for (uuid, slices) in &mig.confirmed.gpus {
+                let Some(gpu) = mig.gpus.get(uuid) else { continue };
+                let mut present: Vec<Slice> =
+                    mig.foreign.iter().filter(|(g, _)| g == uuid).map(|(_, s)| s.clone()).collect();
+                let here = |p: &&&Place| p.0 == node.name && p.1 == *uuid;
+                present.extend(held.iter().filter(here).map(|p| p.2.clone()));
+                for slice in slices {
+                    if !present.contains(slice) {
+                        if gpu.model.check(slice, &present).is_err() {
+                            continue;
+                        }
+                        present.push(slice.clone());
+                    }
+                    wanted.insert((uuid.clone(), slice.clone()));
+                }
+            }
+            wanted.extend(held.iter().filter(|p| p.0 == node.name).map(|p| (p.1.clone(), p.2.clone())));
+            let before = std::mem::take(&mut mig.slices);
+            for (gpu, slice) in wanted {
+                let place = (node.name.clone(), gpu.clone(), slice.clone());
+                let state = if held.contains(&place) {
+                    SliceState::InUse
+                } else if self.broken.contains(&place) || !mig.gpus[&gpu].usable {
+                    SliceState::Failed
+                } else {
+                    SliceState::Idle
+                };
+                let same = before.iter().find(|o| o.gpu == gpu && o.slice == slice && o.state == state);
+                let since = same.map_or(self.now, |o| o.since);
+                mig.slices.push(ObservedSlice { gpu, slice, state, since });
+            }
+            mig.lagging_since = None;
+        }
+    }
+
+    /// Pods that have been released are bound where they were sent, and get idle slices there.
+    pub fn kubelets(&mut self) {
+        let waiting: Vec<PodUid> = self
+            .snap
+            .pods
+            .values()
+            .filter(|p| p.live() && p.node.is_none())
+            .map(|p| p.key.uid.clone())
+            .collect();
+        for uid in waiting {
+            let pod = &self.snap.pods[&uid];
+            let demand = &self.demands[&uid];
+            let Some(pinned) = pod.pinned.clone() else { continue };
+            let node =
+                self.snap.nodes.values_mut().find(|n| n.host.as_ref().is_some_and(|h| h.hostname == pinned));
+            let Some(Node { name, host: Some(host), mig: Some(mig) }) = node else { continue };
+            let mut got: Vec<Place> = Vec::new();
+            for (profile, count) in &demand.slices {
+                let idle = mig.slices.iter_mut().filter(|o| {
+                    o.slice.profile == *profile
+                        && o.state == SliceState::Idle
+                        && mig.confirmed.gpus.get(&o.gpu).is_some_and(|s| s.contains(&o.slice))
+                });
+                got.extend(
+                    idle.take(*count as usize).map(|o| (name.clone(), o.gpu.clone(), o.slice.clone())),
+                );
+            }
+            if got.len() < demand.slices.values().sum::<u32>() as usize {
+                continue;
+            }
+            let mut free = host.allocatable.clone();
+            free.add(&host.used, -1);
+            if self.hurt.contains(name) && free.first_lacking(&demand.requests).is_some() {
+                continue;
+            }
+            assert_eq!(free.first_lacking(&demand.requests), None, "{uid} was sent to {name}, which is full");
+            host.used.add(&demand.requests, 1);
+            let group = (pod.workload.clone().unwrap(), pod.pod_set.clone().unwrap());
+            *host.bound.entry(group).or_default() += 1;
+            for observed in &mut mig.slices {
+                if got.iter().any(|(_, gpu, slice)| *gpu == observed.gpu && *slice == observed.slice) {
+                    (observed.state, observed.since) = (SliceState::InUse, self.now);
+                }
+            }
+            self.snap.pods.get_mut(&uid).unwrap().node = Some(name.clone());
+            self.held.insert(uid, got);
+        }
+    }
+
+    /// Does what the action says, as the API server and Kueue would, and checks that it may be done.
+    pub fn apply(&mut self, action: &Action) {
+        match action {
+            Action::WriteSpec { node, expect, spec } => self.write_spec(node, expect, spec),
+            Action::SetCheck { workload, expect, check, from, state, message, .. } => {
+                self.set_check(workload, expect, check, (*from, *state), message);
+            }
+            Action::Confirm { workload, attempts } => {
+                self.snap.confirmed.extend(attempts.iter().map(|a| (workload.uid.clone(), a.clone())));
+            }
+            Action::Steer { pod, expect, hostname } => self.steer(pod, expect, hostname),
+            Action::Tell { pod, note, .. } => {
+                assert!(self.snap.told.insert(pod.uid.clone()), "{pod:?} is told twice");
+                self.notes.push(note.clone());
+            }
+            Action::DeleteNode { node, expect } => {
+                let gone = &self.snap.nodes[node];
+                let mig = gone.mig.as_ref().unwrap();
+                assert_eq!(mig.version, *expect);
+                assert_eq!(gone.host, None);
+                for claim in &mig.confirmed.claims {
+                    self.may_drop(node, &claim.workload.uid, &claim.attempt);
+                }
+                self.snap.nodes.remove(node);
+            }
+        }
+    }
+
+    fn write_spec(&mut self, node: &NodeName, expect: &Version, spec: &NodeSpec) {
+        let mig = self.mig(node.as_str());
+        assert_eq!(mig.version, *expect);
+        assert_ne!(mig.confirmed, *spec, "a write that changes nothing");
+        for (uuid, slices) in &spec.gpus {
+            let model = &mig.gpus[uuid].model;
+            model.check_all(slices).unwrap_or_else(|misfit| panic!("S1 on {node}: {misfit}"));
+            let fixed = mig.foreign.iter().filter(|(g, _)| g == uuid).map(|(_, s)| s);
+            let held = self.held.values().flatten().filter(|p| p.0 == *node && p.1 == *uuid).map(|p| &p.2);
+            for there in fixed.chain(held) {
+                let clash = slices.iter().find(|s| *s != there && s.mask().overlaps(there.mask()));
+                assert_eq!(clash, None, "S3, S6: {there:?} on {node} cannot go away");
+            }
+        }
+        for profile in spec.claims.iter().map(|c| &c.profile) {
+            let slices = spec.gpus.values().flatten().filter(|s| s.profile == *profile).count();
+            let covered = spec.claimed(profile) as usize <= slices || self.hurt.contains(node);
+            assert!(covered, "{node}: more {profile} claimed than declared");
+        }
+        for old in &mig.confirmed.claims {
+            let kept = spec.claims.iter().any(|c| {
+                c.workload == old.workload
+                    && c.attempt == old.attempt
+                    && c.pod_set == old.pod_set
+                    && c.pods >= old.pods
+            });
+            if !kept {
+                self.may_drop(node, &old.workload.uid, &old.attempt);
+            }
+        }
+        let now = self.now;
+        let mig = self.mig_mut(node.as_str());
+        mig.confirmed = spec.clone();
+        mig.spec = spec.clone();
+        mig.version.generation += 1;
+        mig.lagging_since = mig.lagging_since.or(Some(now));
+    }
+
+    /// S5: a claim goes only when none of its pods is left here, and its reservation is over without a doubt.
+    fn may_drop(&self, node: &NodeName, uid: &WorkloadUid, attempt: &Attempt) {
+        let here = self.snap.pods.values().filter(|p| p.workload.as_ref() == Some(uid) && p.live());
+        let hostname = self.snap.nodes[node].host.as_ref().map(|h| h.hostname.clone());
+        let here =
+            here.filter(|p| p.node.as_ref() == Some(node) || (p.node.is_none() && p.pinned == hostname));
+        assert_eq!(here.count(), 0, "S5: {uid} still has pods on {node}");
+        let Some(workload) = self.snap.workloads.get(uid) else { return };
+        let current =
+            workload.entitled() && workload.reservation.as_ref().is_some_and(|r| r.attempt == *attempt);
+        assert!(
+            current || self.snap.confirmed.contains(&(uid.clone(), attempt.clone())),
+            "the pods of {uid} were not read again before its claim was dropped"
+        );
+        let passes = workload.checks.iter().any(|c| c.state == CheckState::Ready);
+        assert!(
+            workload.finished || workload.reservation.is_some() || !passes,
+            "{uid} still passes without quota"
+        );
+    }
+
+    fn set_check(
+        &mut self,
+        key: &WorkloadKey,
+        expect: &str,
+        check: &str,
+        (from, to): (CheckState, CheckState),
+        message: &str,
+    ) {
+        let workload = &self.snap.workloads[&key.uid];
+        assert_eq!(workload.version, *expect);
+        assert!(!message.is_empty());
+        if to != CheckState::Pending || from != CheckState::Ready {
+            assert!(workload.open().is_some(), "{key} may not be given a verdict now");
+        }
+        assert!(!matches!(from, CheckState::Retry | CheckState::Rejected), "Kueue resets {key} first");
+        if to == CheckState::Ready {
+            self.check_schedulable(workload);
+        }
+        let workload = self.snap.workloads.get_mut(&key.uid).unwrap();
+        workload.version = format!("{}'", workload.version);
+        let entry = workload.checks.iter_mut().find(|c| c.name == check).unwrap();
+        assert_eq!(entry.state, from);
+        assert!((from, &*entry.message) != (to, message), "a write that changes nothing");
+        entry.state = to;
+        message.clone_into(&mut entry.message);
+        workload.admitted |= workload.checks.iter().all(|c| c.state == CheckState::Ready);
+    }
+
+    /// S4, S2: what becomes Ready has its slices, beside all that was Ready before.
+    fn check_schedulable(&self, workload: &Workload) {
+        let reservation = workload.reservation.as_ref().unwrap();
+        let Demand::Slices(demand) = &reservation.demand else {
+            panic!("S4: {} asks for nothing", workload.key)
+        };
+        for pod_set in demand {
+            let claims =
+                self.snap.nodes.values().flat_map(|n| n.mig.iter().flat_map(|m| &m.confirmed.claims));
+            let mine = claims.filter(|c| {
+                c.workload == workload.key && c.attempt == reservation.attempt && c.pod_set == pod_set.name
+            });
+            let profile = pod_set.slices.keys().next().unwrap();
+            let pods: u32 = mine.filter(|c| c.profile == *profile).map(|c| c.pods).sum();
+            assert!(pods >= pod_set.pods, "S4: {} has claims for {pods} pods only", workload.key);
+        }
+        for node in self.snap.nodes.values() {
+            let Some(mig) = &node.mig else { continue };
+            let claims = mig.confirmed.claims.iter();
+            let mine = claims.filter(|c| c.workload == workload.key && c.attempt == reservation.attempt);
+            for profile in mine.map(|c| &c.profile) {
+                let promised = self.promised(node, profile, Some(&workload.key.uid));
+                assert!(
+                    promised <= self.usable(node, profile),
+                    "S4: {} lacks {profile} on {}",
+                    workload.key,
+                    node.name
+                );
+            }
+        }
+    }
+
+    /// Slices of a profile that workloads have been told are theirs.
+    pub fn promised(&self, node: &Node, profile: &ProfileName, also: Option<&WorkloadUid>) -> u32 {
+        let claims = node.mig.iter().flat_map(|m| &m.confirmed.claims).filter(|c| c.profile == *profile);
+        let counts = claims.filter(|c| {
+            also == Some(&c.workload.uid)
+                || self.snap.workloads.get(&c.workload.uid).is_some_and(|w| {
+                    w.admitted
+                        && !w.finished
+                        && w.reservation.as_ref().is_some_and(|r| r.attempt == c.attempt)
+                })
+        });
+        counts.map(|c| c.slices).sum()
+    }
+
+    /// Slices of a profile that are declared and that pods can have or have.
+    pub fn usable(&self, node: &Node, profile: &ProfileName) -> u32 {
+        let Some(mig) = &node.mig else { return 0 };
+        let usable = mig.slices.iter().filter(|o| {
+            o.slice.profile == *profile
+                && matches!(o.state, SliceState::Idle | SliceState::InUse)
+                && mig.confirmed.gpus.get(&o.gpu).is_some_and(|slices| slices.contains(&o.slice))
+        });
+        u32::try_from(usable.count()).unwrap()
+    }
+
+    fn steer(&mut self, key: &PodKey, expect: &str, hostname: &str) {
+        let pod = self.snap.pods.get_mut(&key.uid).unwrap();
+        assert_eq!(pod.version, *expect);
+        assert!(pod.gated && !pod.terminal && !pod.deleting);
+        pod.gated = false;
+        pod.pinned = Some(hostname.to_owned());
+        pod.version.push('\'');
+        let pod = pod.clone();
+        let (uid, pod_set) = (pod.workload.unwrap(), pod.pod_set);
+        let workload = &self.snap.workloads[&uid];
+        assert!(
+            workload.checks.iter().all(|c| c.state == CheckState::Ready),
+            "{key:?} is released before its turn"
+        );
+        let node = self
+            .snap
+            .nodes
+            .values()
+            .find(|n| n.host.as_ref().is_some_and(|h| h.hostname == hostname))
+            .unwrap();
+        let attempt = &workload.reservation.as_ref().unwrap().attempt;
+        let claims = node.mig.iter().flat_map(|m| &m.confirmed.claims);
+        let mine = claims.filter(|c| c.workload.uid == uid && c.attempt == *attempt);
+        let claimed = mine.filter(|c| pod_set.as_ref().is_none_or(|p| *p == c.pod_set)).map(|c| c.pods).max();
+        let there = self.snap.pods.values().filter(|p| {
+            p.workload.as_ref() == Some(&uid)
+                && p.pod_set == pod_set
+                && p.live()
+                && p.pinned.as_deref() == Some(hostname)
+        });
+        let there = u32::try_from(there.count()).unwrap();
+        assert!(Some(there) <= claimed, "{there} pods of {uid} on {}, claims {claimed:?}", node.name);
+    }
+}
