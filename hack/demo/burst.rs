@@ -7,8 +7,8 @@ use anyhow::{Result, bail};
 use futures::future::try_join_all;
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::Node;
-use kube::api::{Patch, PatchParams, PostParams};
 use kube::Api;
+use kube::api::{Patch, PatchParams, PostParams};
 use serde_json::json;
 use slicegate_rig::operator::{GpuNode, Operator};
 use slicegate_rig::{NodeSpec, Rig};
@@ -96,7 +96,8 @@ pub async fn run(rig: &Rig, operator: &Operator) -> Result<()> {
     let floor = measure(rig, "floor", "example.com/slice").await?;
     let timeline = Timeline::follow(client.clone(), "burst");
     let burst = measure(rig, "burst", "nvidia.com/mig-1g.5gb").await?;
-    until("all slices of the burst are released", || timeline.count("burst-", Phase::Released) == JOBS).await?;
+    until("all slices of the burst are released", || timeline.count("burst-", Phase::Released) == JOBS)
+        .await?;
     let times = timeline.between("burst-", Phase::Reserved, Phase::Ready);
 
     // 50 slices on 8 GPUs, seven at most on each, one after another.
@@ -149,11 +150,14 @@ async fn measure(rig: &Rig, queue: &str, resource: &str) -> Result<Duration> {
     let wanted = kube::api::ListParams::default().labels(&format!("measured={queue}"));
     loop {
         let listed = pods.list(&wanted).await?;
-        let running = listed.items.iter().filter(|p| p.status.as_ref().and_then(|s| s.phase.as_deref()) == Some("Running"));
+        let running = listed
+            .items
+            .iter()
+            .filter(|p| p.status.as_ref().and_then(|s| s.phase.as_deref()) == Some("Running"));
         if running.count() == JOBS {
             return Ok(begun.elapsed());
         }
-        if begun.elapsed() > Duration::from_secs(120) {
+        if begun.elapsed() > Duration::from_mins(2) {
             bail!("only some of the {JOBS} pods of {queue} run after two minutes");
         }
         tokio::time::sleep(Duration::from_millis(20)).await;

@@ -16,7 +16,7 @@ use timeline::{Phase, Timeline};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Longer than any of the steps takes; when it is over, something is wrong.
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_mins(2);
 /// Jobs for the figures of one cold and one warm slice.
 const SAMPLES: u32 = 20;
 
@@ -77,7 +77,9 @@ async fn run(args: &Args) -> Result<()> {
         rig.apply_kustomize("kueue").await?;
         operator.start_controller(&rig).await?;
     } else {
-        eprintln!("installing Slicegate: CRDs, policies, queues, controller, and an agent for each of three nodes");
+        eprintln!(
+            "installing Slicegate: CRDs, policies, queues, controller, and an agent for each of three nodes"
+        );
         operator.install(&rig, &three_nodes()).await?;
         samples(&rig).await.context("samples")?;
         latency(&rig).await.context("latency")?;
@@ -104,7 +106,10 @@ async fn samples(rig: &Rig) -> Result<()> {
     println!("\nSubmitting samples/ to LocalQueue mig:");
     rig.apply_kustomize("samples").await?;
     for name in ["vectoradd", "sweep", "pipeline", "vllm-batch"] {
-        until(&format!("{name} has run and its slices are released"), || timeline.reached(name, Phase::Released)).await?;
+        until(&format!("{name} has run and its slices are released"), || {
+            timeline.reached(name, Phase::Released)
+        })
+        .await?;
     }
     show.finish().await;
     println!("\nTime of each phase, in ms since the one before (queued: since it was submitted):\n");

@@ -30,13 +30,21 @@ impl Screen {
             let terminal = std::io::stdout().is_terminal();
             let mut display = Display::default();
             loop {
-                if terminal { display.redraw(&timeline) } else { display.log(&timeline) }
+                if terminal {
+                    display.redraw(&timeline);
+                } else {
+                    display.log(&timeline);
+                }
                 tokio::select! {
                     _ = &mut stopped => break,
                     () = tokio::time::sleep(FRAME) => {}
                 }
             }
-            if terminal { display.redraw(&timeline) } else { display.log(&timeline) }
+            if terminal {
+                display.redraw(&timeline);
+            } else {
+                display.log(&timeline);
+            }
             if let Some((_, picture)) = display.busiest.filter(|_| !terminal) {
                 print!("\nThe GPUs when most was going on:\n\n{picture}");
             }

@@ -79,7 +79,12 @@ impl Timeline {
     pub fn follow(client: Client, namespace: &str) -> Self {
         let known = Arc::new(Mutex::new(Known::default()));
         let watches = vec![
-            watch(Api::<kueue::Workload>::namespaced(client.clone(), namespace), known.clone(), Known::workload, |_, _| {}),
+            watch(
+                Api::<kueue::Workload>::namespaced(client.clone(), namespace),
+                known.clone(),
+                Known::workload,
+                |_, _| {},
+            ),
             watch(Api::<Pod>::namespaced(client.clone(), namespace), known.clone(), Known::pod, |k, p| {
                 let uid = p.uid().unwrap_or_default();
                 if let Some((_, ran)) = k.running.get_mut(&uid) {
@@ -155,7 +160,9 @@ impl Timeline {
             let mut before = None;
             for phase in PHASES {
                 let at = track.reached.get(&phase).copied();
-                let since = at.zip(before).map(|(at, before): (Instant, Instant)| at.saturating_duration_since(before));
+                let since = at
+                    .zip(before)
+                    .map(|(at, before): (Instant, Instant)| at.saturating_duration_since(before));
                 text += &match (phase, since, at) {
                     (Phase::Queued, _, Some(_)) => format!(" {:>9}", 0),
                     (_, Some(since), _) => format!(" {:>9}", since.as_millis()),
@@ -206,7 +213,8 @@ impl Known {
     fn node(&mut self, node: &MIGNode) {
         self.nodes.insert(node.name_any(), node.clone());
         for track in self.tracks.values_mut() {
-            let claimed = self.nodes.values().flat_map(|n| &n.spec.claims).filter(|c| c.workload.uid == track.uid);
+            let claimed =
+                self.nodes.values().flat_map(|n| &n.spec.claims).filter(|c| c.workload.uid == track.uid);
             let pods: u32 = claimed.map(|c| c.pods).sum();
             track.mark(Phase::Claimed, track.pods > 0 && usize::try_from(pods).unwrap_or(0) >= track.pods);
         }
@@ -215,7 +223,8 @@ impl Known {
 
     fn released(&mut self) {
         for track in self.tracks.values_mut() {
-            let over = track.reached.contains_key(&Phase::Finished) && track.reached.contains_key(&Phase::Claimed);
+            let over =
+                track.reached.contains_key(&Phase::Finished) && track.reached.contains_key(&Phase::Claimed);
             let left = self.nodes.values().flat_map(|n| &n.spec.claims).any(|c| c.workload.uid == track.uid);
             track.mark(Phase::Released, over && !left);
         }
@@ -237,7 +246,12 @@ fn watch<K>(
     deleted: fn(&mut Known, &K),
 ) -> JoinHandle<()>
 where
-    K: kube::Resource<DynamicType = ()> + Clone + std::fmt::Debug + serde::de::DeserializeOwned + Send + 'static,
+    K: kube::Resource<DynamicType = ()>
+        + Clone
+        + std::fmt::Debug
+        + serde::de::DeserializeOwned
+        + Send
+        + 'static,
 {
     tokio::spawn(async move {
         let mut events = std::pin::pin!(watcher(api, watcher::Config::default()).default_backoff());
@@ -245,7 +259,9 @@ where
             let mut known = known.lock().unwrap_or_else(PoisonError::into_inner);
             known.changes += 1;
             match event {
-                Ok(watcher::Event::Apply(object) | watcher::Event::InitApply(object)) => applied(&mut known, &object),
+                Ok(watcher::Event::Apply(object) | watcher::Event::InitApply(object)) => {
+                    applied(&mut known, &object);
+                }
                 Ok(watcher::Event::Delete(object)) => deleted(&mut known, &object),
                 _ => {}
             }

@@ -95,9 +95,11 @@ impl Journal {
                 aside.display()
             ));
         }
-        let content = content
-            .filter(|content| content.boot_id == boot_id)
-            .unwrap_or_else(|| Content { version: VERSION, boot_id: boot_id.to_owned(), instances: Vec::new() });
+        let content = content.filter(|content| content.boot_id == boot_id).unwrap_or_else(|| Content {
+            version: VERSION,
+            boot_id: boot_id.to_owned(),
+            instances: Vec::new(),
+        });
         let journal = Self { path: path.clone(), content, damage };
         journal.write(true)?;
         Ok(journal)
@@ -112,7 +114,10 @@ impl Journal {
     }
 
     /// Notes that instances are about to be made. Durable when it returns.
-    pub fn intend<'a>(&mut self, intents: impl Iterator<Item = (&'a GpuUuid, &'a Slice)>) -> Result<(), JournalError> {
+    pub fn intend<'a>(
+        &mut self,
+        intents: impl Iterator<Item = (&'a GpuUuid, &'a Slice)>,
+    ) -> Result<(), JournalError> {
         for (gpu, slice) in intents {
             self.content.instances.retain(|entry| !entry.is(gpu, slice));
             self.content.instances.push(Entry {
@@ -145,7 +150,11 @@ impl Journal {
     pub fn sweep(&mut self, gpu: &GpuUuid, exists: impl Fn(&Slice) -> bool) -> Result<(), JournalError> {
         let before = self.content.instances.len();
         self.content.instances.retain(|entry| {
-            let slice = entry.profile.parse().ok().map(|profile| Slice { start: entry.start, size: entry.size, profile });
+            let slice = entry.profile.parse().ok().map(|profile| Slice {
+                start: entry.start,
+                size: entry.size,
+                profile,
+            });
             entry.gpu != gpu.as_str() || slice.is_some_and(|slice| exists(&slice))
         });
         if self.content.instances.len() == before { Ok(()) } else { self.write(false) }

@@ -74,7 +74,9 @@ pub enum Kubelet {
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// There is no such Node.
-    #[error("node {0:?} does not exist in this cluster; --node-name (or NODE_NAME) must be the name that kubectl get nodes shows")]
+    #[error(
+        "node {0:?} does not exist in this cluster; --node-name (or NODE_NAME) must be the name that kubectl get nodes shows"
+    )]
     NoSuchNode(String),
     /// The Node or the MIGNode cannot be read or made.
     #[error("cannot {what}: {source}")]
@@ -118,7 +120,9 @@ pub async fn run(
     }
     let boot_id = match &args.boot_id {
         Some(id) => id.clone(),
-        None => std::fs::read_to_string(BOOT_ID).map_err(|source| Error::BootId { source })?.trim().to_owned(),
+        None => {
+            std::fs::read_to_string(BOOT_ID).map_err(|source| Error::BootId { source })?.trim().to_owned()
+        }
     };
     let mig_nodes: Api<MIGNode> = Api::all(client.clone());
     ensure(&mig_nodes, &name).await?;

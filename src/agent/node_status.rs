@@ -51,7 +51,8 @@ impl NodeStatus {
         if self.shown.is_none() {
             self.refresh().await?;
         }
-        let known = self.shown.clone().unwrap_or(Shown { capacity: BTreeMap::new(), allocatable: BTreeMap::new() });
+        let known =
+            self.shown.clone().unwrap_or(Shown { capacity: BTreeMap::new(), allocatable: BTreeMap::new() });
         let target = Shown {
             capacity: with_zeros(&known.capacity, &wanted.capacity),
             allocatable: with_zeros(&known.allocatable, &wanted.allocatable),
@@ -59,8 +60,10 @@ impl NodeStatus {
         if Some(&target) == self.shown.as_ref() {
             return Ok(());
         }
-        let patch = serde_json::json!({"status": {"capacity": target.capacity, "allocatable": target.allocatable}});
-        let parameters = PatchParams { field_manager: Some(names::AGENT_MANAGER.to_owned()), ..PatchParams::default() };
+        let patch =
+            serde_json::json!({"status": {"capacity": target.capacity, "allocatable": target.allocatable}});
+        let parameters =
+            PatchParams { field_manager: Some(names::AGENT_MANAGER.to_owned()), ..PatchParams::default() };
         // Not known until the answer is here: a lost answer must not pass for a write that did not happen.
         self.shown = None;
         let node = self.api.patch_status(&self.name, &parameters, &Patch::Merge(patch)).await?;
@@ -69,7 +72,10 @@ impl NodeStatus {
     }
 }
 
-fn with_zeros(known: &BTreeMap<String, String>, wanted: &BTreeMap<ProfileName, u32>) -> BTreeMap<String, String> {
+fn with_zeros(
+    known: &BTreeMap<String, String>,
+    wanted: &BTreeMap<ProfileName, u32>,
+) -> BTreeMap<String, String> {
     let mut all: BTreeMap<String, String> = known.keys().map(|name| (name.clone(), "0".to_owned())).collect();
     all.extend(wanted.iter().map(|(profile, count)| (profile.resource(), count.to_string())));
     all

@@ -11,8 +11,8 @@ use slicegate_core::time::Timestamp;
 use super::nvml::{Found, GpuInfo};
 use crate::api::convert::time;
 use crate::api::mig_node::{
-    ForeignInstance, GpuStatus, Health, MIGNodeStatus, MigMode, ModelStatus, ProfileStatus, SliceState as ApiState,
-    SliceStatus, Summary,
+    ForeignInstance, GpuStatus, Health, MIGNodeStatus, MigMode, ModelStatus, ProfileStatus,
+    SliceState as ApiState, SliceStatus, Summary,
 };
 
 /// Everything that a status tells.

@@ -108,7 +108,12 @@ impl Bindings {
 
     /// Takes slices back from pods that are over and gives slices to those that have too few, out of `free`: committed
     /// slices that are not about to go. `known` says who had which before this agent started.
-    pub fn update(&mut self, pods: &Holders, free: &BTreeSet<Place>, known: &BTreeMap<(GpuUuid, Slice), String>) {
+    pub fn update(
+        &mut self,
+        pods: &Holders,
+        free: &BTreeSet<Place>,
+        known: &BTreeMap<(GpuUuid, Slice), String>,
+    ) {
         self.0.retain(|_, (uid, _)| pods.contains_key(uid));
         for (uid, pod) in pods {
             for (profile, count) in &pod.slices {
@@ -155,13 +160,22 @@ mod tests {
 
     #[test]
     fn pods_get_as_many_as_they_ask_for_and_give_them_back() {
-        let free = BTreeSet::from([place(0, 0, "1g.10gb"), place(0, 1, "1g.10gb"), place(1, 0, "1g.10gb"), place(1, 4, "3g.40gb")]);
+        let free = BTreeSet::from([
+            place(0, 0, "1g.10gb"),
+            place(0, 1, "1g.10gb"),
+            place(1, 0, "1g.10gb"),
+            place(1, 4, "3g.40gb"),
+        ]);
         let mut bindings = Bindings::default();
         bindings.update(&[pod("a", "1g.10gb", 2)].into(), &free, &BTreeMap::new());
         let a = || Some("team/a".to_owned());
         assert_eq!(holders(&bindings, &free), [a(), a(), None, None]);
         bindings.update(&[pod("a", "1g.10gb", 2), pod("b", "1g.10gb", 2)].into(), &free, &BTreeMap::new());
-        assert_eq!(holders(&bindings, &free), [a(), a(), Some("team/b".to_owned()), None], "one more than there are");
+        assert_eq!(
+            holders(&bindings, &free),
+            [a(), a(), Some("team/b".to_owned()), None],
+            "one more than there are"
+        );
         bindings.update(&[pod("b", "1g.10gb", 2)].into(), &free, &BTreeMap::new());
         let b = || Some("team/b".to_owned());
         assert_eq!(holders(&bindings, &free), [b(), None, b(), None]);
@@ -170,7 +184,11 @@ mod tests {
     #[test]
     fn after_a_restart_each_pod_has_the_slice_that_it_had() {
         let free = BTreeSet::from([place(0, 0, "1g.10gb"), place(0, 1, "1g.10gb")]);
-        let known: BTreeMap<_, _> = free.iter().zip(["team/b", "team/a"]).map(|(p, n)| ((p.gpu.clone(), p.slice.clone()), n.to_owned())).collect();
+        let known: BTreeMap<_, _> = free
+            .iter()
+            .zip(["team/b", "team/a"])
+            .map(|(p, n)| ((p.gpu.clone(), p.slice.clone()), n.to_owned()))
+            .collect();
         let mut bindings = Bindings::default();
         bindings.update(&[pod("a", "1g.10gb", 1), pod("b", "1g.10gb", 1)].into(), &free, &known);
         assert_eq!(holders(&bindings, &free), [Some("team/b".to_owned()), Some("team/a".to_owned())]);

@@ -99,7 +99,10 @@ pub struct Agent {
 
 impl Agent {
     /// An agent that has seen nothing yet.
-    #[expect(clippy::too_many_arguments, reason = "called once; a struct of the same fields would say nothing more")]
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "called once; a struct of the same fields would say nothing more"
+    )]
     pub fn new(
         name: String,
         boot_id: String,
@@ -236,7 +239,11 @@ impl Agent {
                 let attempts = self.attempts.entry((gpu.clone(), slice)).or_default();
                 let pause = RETRY.saturating_mul(2_u32.saturating_pow(*attempts)).min(MAX_RETRY);
                 *attempts += 1;
-                view.failures.push(Failure { operation, message: error.to_string(), retry_at: now() + pause });
+                view.failures.push(Failure {
+                    operation,
+                    message: error.to_string(),
+                    retry_at: now() + pause,
+                });
             }
         }
         if let Some(look) = look {
@@ -439,7 +446,9 @@ impl Agent {
         tokio::spawn(async move {
             let work = spawn_blocking(move || {
                 let result = match &operation {
-                    Operation::Create(slice) => driver.create(index, slice).map(Some).map_err(OperationError::Create),
+                    Operation::Create(slice) => {
+                        driver.create(index, slice).map(Some).map_err(OperationError::Create)
+                    }
                     Operation::Destroy { id, slice } => {
                         driver.destroy(index, *id, slice).map(|()| None).map_err(OperationError::Destroy)
                     }
@@ -472,7 +481,12 @@ impl Agent {
             .iter()
             .flat_map(|(uuid, view)| view.instances.iter().filter(|i| !i.ours).map(move |i| (uuid, i)))
             .map(|(uuid, i)| {
-                let found = Found { id: i.id, slice: i.slice.clone(), compute: i.compute.clone(), processes: Vec::new() };
+                let found = Found {
+                    id: i.id,
+                    slice: i.slice.clone(),
+                    compute: i.compute.clone(),
+                    processes: Vec::new(),
+                };
                 (uuid.to_string(), found)
             })
             .collect();
@@ -487,7 +501,8 @@ impl Agent {
             driver_version: self.driver.version(),
             generation: self.generation,
         };
-        let status = report::status(moment, &facts, self.written.as_ref().unwrap_or(&MIGNodeStatus::default()));
+        let status =
+            report::status(moment, &facts, self.written.as_ref().unwrap_or(&MIGNodeStatus::default()));
         if self.written.as_ref() == Some(&status) {
             return Ok(());
         }

@@ -113,7 +113,12 @@ pub enum CheckState {
 
 /// `AdmissionCheck.spec`.
 #[derive(CustomResource, KubeSchema, Clone, Debug, Serialize, Deserialize)]
-#[kube(group = "kueue.x-k8s.io", version = "v1beta2", kind = "AdmissionCheck", status = "AdmissionCheckStatus")]
+#[kube(
+    group = "kueue.x-k8s.io",
+    version = "v1beta2",
+    kind = "AdmissionCheck",
+    status = "AdmissionCheckStatus"
+)]
 #[serde(rename_all = "camelCase")]
 pub struct AdmissionCheckSpec {
     /// Whose it is.

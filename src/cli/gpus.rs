@@ -11,7 +11,8 @@ use crate::api::mig_node::{GpuStatus, Health, MIGNodeStatus, MigMode, SliceState
 const WIDTH: usize = 72;
 
 /// What the marks mean.
-pub const LEGEND: &str = "* in use   (none) idle   + being made   - being taken away   ! failed   # not Slicegate's   . free";
+pub const LEGEND: &str =
+    "* in use   (none) idle   + being made   - being taken away   ! failed   # not Slicegate's   . free";
 
 struct Block {
     start: usize,
@@ -146,9 +147,11 @@ foreign: [{gpu: GPU-0, profile: 1g.10gb, start: 2, size: 1}]
     fn colours_leave_the_text_as_it_is() {
         let coloured = picture(&[node()], true);
         assert!(coloured.contains("\x1b[32m3g.40gb*"));
-        let plain: String = coloured.split('\x1b').enumerate().map(|(i, part)| {
-            if i == 0 { part } else { part.split_once('m').map_or("", |(_, rest)| rest) }
-        }).collect();
+        let plain: String = coloured
+            .split('\x1b')
+            .enumerate()
+            .map(|(i, part)| if i == 0 { part } else { part.split_once('m').map_or("", |(_, rest)| rest) })
+            .collect();
         assert_eq!(plain, picture(&[node()], false));
     }
 }

@@ -54,7 +54,9 @@ pub enum Error {
     #[error("cannot reach a cluster: {0}")]
     Client(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// The cluster has no Slicegate.
-    #[error("the cluster does not know MIGNodes: install Slicegate first (kubectl apply --server-side -k config/default)")]
+    #[error(
+        "the cluster does not know MIGNodes: install Slicegate first (kubectl apply --server-side -k config/default)"
+    )]
     NotInstalled,
     /// A node that was asked for is not there.
     #[error("node {0:?} has no MIGNode: it has no GPU, or no agent runs on it")]

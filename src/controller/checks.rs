@@ -195,7 +195,10 @@ mod tests {
         assert!(verdict.message.starts_with("SlicePolicy \"absent\" does not exist"), "{}", verdict.message);
         assert_eq!(book.policies()["slicegate"], None);
 
-        book.set_policy(SlicePolicy::new("absent", SlicePolicySpec { hold_seconds: 7, ..SlicePolicySpec::default() }));
+        book.set_policy(SlicePolicy::new(
+            "absent",
+            SlicePolicySpec { hold_seconds: 7, ..SlicePolicySpec::default() },
+        ));
         assert!(book.stale()[0].active);
         assert_eq!(book.policies()["slicegate"].as_ref().unwrap().hold, Duration::from_secs(7));
 

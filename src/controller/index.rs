@@ -65,6 +65,8 @@ struct PodEntry {
     node: Option<NodeName>,
     owner: Option<(WorkloadUid, PodSetName)>,
     requests: Resources,
+    /// The host that its node selector names.
+    hostname: Option<String>,
 }
 
 struct MigEntry {
@@ -86,7 +88,8 @@ pub struct Index {
     synced: BTreeSet<&'static str>,
     pending_specs: BTreeMap<NodeName, NodeSpec>,
     busy_workloads: BTreeSet<WorkloadUid>,
-    busy_pods: BTreeSet<PodUid>,
+    /// Pods being sent to a host.
+    busy_pods: BTreeMap<PodUid, String>,
 }
 
 impl Index {
@@ -122,7 +125,9 @@ impl Index {
     pub fn apply(&mut self, now: Timestamp, update: Update) {
         match update {
             Update::Node(change) => {
-                self.spread("Node", change, Self::set_node, |s, n| s.forget_node(&NodeName::from(n.name_any())));
+                self.spread("Node", change, Self::set_node, |s, n| {
+                    s.forget_node(&NodeName::from(n.name_any()));
+                });
             }
             Update::MigNode(change) => self.spread(
                 "MIGNode",
@@ -137,15 +142,25 @@ impl Index {
                 s.forget_workload(&uid_of(w).into());
             }),
             Update::Check(change) => {
-                self.spread("AdmissionCheck", change, |s, c| s.checks.set_check(c), |s, c| {
-                    s.checks.forget_check(&c.name_any());
-                });
+                self.spread(
+                    "AdmissionCheck",
+                    change,
+                    |s, c| s.checks.set_check(c),
+                    |s, c| {
+                        s.checks.forget_check(&c.name_any());
+                    },
+                );
                 self.convert_workloads();
             }
             Update::Policy(change) => {
-                self.spread("SlicePolicy", change, |s, p| s.checks.set_policy(p), |s, p| {
-                    s.checks.forget_policy(&p.name_any());
-                });
+                self.spread(
+                    "SlicePolicy",
+                    change,
+                    |s, p| s.checks.set_policy(p),
+                    |s, p| {
+                        s.checks.forget_policy(&p.name_any());
+                    },
+                );
                 self.convert_workloads();
             }
             Update::Flavor(change) => {
@@ -175,7 +190,11 @@ impl Index {
             Change::Apply(object) => set(self, object),
             Change::Delete(object) => forget(self, &object),
             Change::Reset(objects) => {
-                self.clear(kind, &objects.iter().map(uid_of).collect(), &objects.iter().map(ResourceExt::name_any).collect());
+                self.clear(
+                    kind,
+                    &objects.iter().map(uid_of).collect(),
+                    &objects.iter().map(ResourceExt::name_any).collect(),
+                );
                 for object in objects {
                     set(self, object);
                 }
@@ -199,12 +218,16 @@ impl Index {
                 }
             }
             "Pod" => {
-                for uid in self.pods.keys().filter(|u| !uids.contains(u.as_str())).cloned().collect::<Vec<_>>() {
+                for uid in
+                    self.pods.keys().filter(|u| !uids.contains(u.as_str())).cloned().collect::<Vec<_>>()
+                {
                     self.forget_pod(&uid);
                 }
             }
             "Workload" => {
-                for uid in self.workloads.keys().filter(|u| !uids.contains(u.as_str())).cloned().collect::<Vec<_>>() {
+                for uid in
+                    self.workloads.keys().filter(|u| !uids.contains(u.as_str())).cloned().collect::<Vec<_>>()
+                {
                     self.forget_workload(&uid);
                 }
             }
@@ -284,11 +307,16 @@ impl Index {
         let over = matches!(phase, Some("Succeeded" | "Failed"));
         let node = object.spec.as_ref().and_then(|s| s.node_name.clone()).map(NodeName::from);
         let owner = seen.as_ref().and_then(|p| p.workload.clone().zip(p.pod_set.clone()));
-        let entry = PodEntry { version: version(object), node: node.filter(|_| !over), owner, requests };
+        let hostname = seen.as_ref().and_then(|p| p.pinned.clone());
+        let entry =
+            PodEntry { version: version(object), node: node.filter(|_| !over), owner, requests, hostname };
         self.tally(&entry, 1);
         match seen {
             Some(mut pod) => {
-                pod.busy = self.busy_pods.contains(&uid);
+                if let Some(hostname) = self.busy_pods.get(&uid) {
+                    pod.busy = true;
+                    pod.pinned = Some(hostname.clone());
+                }
                 self.snapshot.pods.insert(uid.clone(), pod);
             }
             None => {
@@ -349,8 +377,10 @@ impl Index {
     }
 
     fn convert_workload(&mut self, uid: &WorkloadUid) {
-        let seen: Option<Workload> =
-            self.workloads.get(uid).and_then(|w| workload::from_api(w, self.checks.policies(), &self.flavors));
+        let seen: Option<Workload> = self
+            .workloads
+            .get(uid)
+            .and_then(|w| workload::from_api(w, self.checks.policies(), &self.flavors));
         match seen {
             Some(mut workload) => {
                 workload.busy = self.busy_workloads.contains(uid);
@@ -382,11 +412,22 @@ impl Index {
         }
     }
 
-    /// Notes that a pod is being written, or no longer is.
-    pub fn set_pod_busy(&mut self, uid: &PodUid, busy: bool) {
-        set(&mut self.busy_pods, uid, busy);
+    /// Notes that a pod is being sent to a host.
+    pub fn begin_steer(&mut self, uid: &PodUid, hostname: String) {
         if let Some(pod) = self.snapshot.pods.get_mut(uid) {
-            pod.busy = busy;
+            pod.busy = true;
+            pod.pinned = Some(hostname.clone());
+        }
+        self.busy_pods.insert(uid.clone(), hostname);
+    }
+
+    /// Notes that this is over, however it ended: one that is still gated is where its own selector says, if anywhere.
+    pub fn end_steer(&mut self, uid: &PodUid) {
+        self.busy_pods.remove(uid);
+        let own = self.pods.get(uid).and_then(|entry| entry.hostname.clone());
+        if let Some(pod) = self.snapshot.pods.get_mut(uid) {
+            pod.busy = false;
+            pod.pinned = own;
         }
     }
 
@@ -396,7 +437,13 @@ impl Index {
     }
 
     /// Takes in all the pods of a workload as just read from the API server, after the end of these reservations of it.
-    pub fn confirm(&mut self, workload: &WorkloadUid, attempts: BTreeSet<Attempt>, version: u64, pods: &[Pod]) {
+    pub fn confirm(
+        &mut self,
+        workload: &WorkloadUid,
+        attempts: BTreeSet<Attempt>,
+        version: u64,
+        pods: &[Pod],
+    ) {
         let listed: BTreeSet<PodUid> = pods.iter().map(|p| uid_of(p).into()).collect();
         let gone: Vec<PodUid> = self
             .snapshot

@@ -19,7 +19,10 @@ impl Metrics {
     /// Registers the metrics.
     pub fn new(registry: &Registry) -> prometheus::Result<Self> {
         let transitions = IntCounterVec::new(
-            Opts::new("slicegate_check_transitions_total", "Changes of admission check states, by old and new state"),
+            Opts::new(
+                "slicegate_check_transitions_total",
+                "Changes of admission check states, by old and new state",
+            ),
             &["from", "state"],
         )?;
         let reserve_to_ready = Histogram::with_opts(
@@ -28,11 +31,15 @@ impl Metrics {
                 "Time from a quota reservation being seen to its check being Ready",
             )
             .buckets(vec![
-                5.0, 10.0, 20.0, 40.0, 80.0, 150.0, 300.0, 600.0, 1200.0, 2500.0, 5000.0, 10_000.0, 30_000.0, 120_000.0,
+                5.0, 10.0, 20.0, 40.0, 80.0, 150.0, 300.0, 600.0, 1200.0, 2500.0, 5000.0, 10_000.0, 30_000.0,
+                120_000.0,
             ]),
         )?;
         let writes = IntCounterVec::new(
-            Opts::new("slicegate_writes_total", "Writes to the API server, by what is written and how it ended"),
+            Opts::new(
+                "slicegate_writes_total",
+                "Writes to the API server, by what is written and how it ended",
+            ),
             &["what", "result"],
         )?;
         let plan_seconds = Histogram::with_opts(

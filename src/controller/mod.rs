@@ -58,7 +58,9 @@ pub enum Error {
         advice: &'static str,
     },
     /// The controller's identity may not read a kind.
-    #[error("not allowed to list {kind}; apply config/rbac and run as ServiceAccount slicegate-controller: {source}")]
+    #[error(
+        "not allowed to list {kind}; apply config/rbac and run as ServiceAccount slicegate-controller: {source}"
+    )]
     Forbidden {
         /// The kind.
         kind: String,
@@ -263,7 +265,8 @@ impl Controller {
             About::Check { workload, transition } => {
                 self.metrics.write("check", done.outcome);
                 self.index.set_workload_busy(&workload.uid, false);
-                if let Some(Transition { from, to }) = transition.filter(|_| done.outcome == Outcome::Written) {
+                if let Some(Transition { from, to }) = transition.filter(|_| done.outcome == Outcome::Written)
+                {
                     self.metrics.transition(from, to);
                     info!(%workload, from = writer::state_name(from), to = writer::state_name(to), "admission check");
                     if to == CheckState::Ready
@@ -275,7 +278,7 @@ impl Controller {
             }
             About::Pod(uid) => {
                 self.metrics.write("pod", done.outcome);
-                self.index.set_pod_busy(&uid, false);
+                self.index.end_steer(&uid);
             }
             About::Confirm { workload, attempts, answer } => {
                 self.metrics.write("confirm", done.outcome);
@@ -366,11 +369,15 @@ impl Controller {
                 self.spawn(async move {
                     let answer = writer.pods_of(&workload).await;
                     let outcome = if answer.is_some() { Outcome::Written } else { Outcome::Failed };
-                    Done { about: About::Confirm { workload: workload.uid, attempts, answer }, outcome, update: None }
+                    Done {
+                        about: About::Confirm { workload: workload.uid, attempts, answer },
+                        outcome,
+                        update: None,
+                    }
                 });
             }
             Action::Steer { pod, expect, hostname } => {
-                self.index.set_pod_busy(&pod.uid, true);
+                self.index.begin_steer(&pod.uid, hostname.clone());
                 self.spawn(async move {
                     let (outcome, update) = writer.steer(&pod, &expect, &hostname).await;
                     Done { about: About::Pod(pod.uid), outcome, update }

@@ -61,7 +61,12 @@ impl Writer {
     }
 
     /// Replaces a MIGNode's `spec`, guarded by uid and generation: the agent's status updates do not get in the way.
-    pub async fn write_spec(&self, node: &NodeName, expect: &Version, spec: &NodeSpec) -> (Outcome, Option<Update>) {
+    pub async fn write_spec(
+        &self,
+        node: &NodeName,
+        expect: &Version,
+        spec: &NodeSpec,
+    ) -> (Outcome, Option<Update>) {
         let api: Api<MIGNode> = Api::all(self.client.clone());
         let operations = serde_json::json!([
             {"op": "test", "path": "/metadata/uid", "value": &*expect.uid},
@@ -73,7 +78,8 @@ impl Writer {
             Err(error) => Err(kube::Error::SerdeError(error)),
         };
         let unchanged = |object: &MIGNode| {
-            object.metadata.generation == Some(expect.generation) && object.uid().as_deref() == Some(&*expect.uid)
+            object.metadata.generation == Some(expect.generation)
+                && object.uid().as_deref() == Some(&*expect.uid)
         };
         self.finish("MIGNode spec", node.as_str(), result, &api, Update::MigNode, unchanged).await
     }
@@ -82,8 +88,10 @@ impl Writer {
     pub async fn delete_node(&self, node: &NodeName, expect: &Version) -> (Outcome, Option<Update>) {
         let api: Api<MIGNode> = Api::all(self.client.clone());
         let uid = Some(expect.uid.to_string());
-        let parameters =
-            DeleteParams { preconditions: Some(Preconditions { uid, resource_version: None }), ..DeleteParams::default() };
+        let parameters = DeleteParams {
+            preconditions: Some(Preconditions { uid, resource_version: None }),
+            ..DeleteParams::default()
+        };
         match api.delete(node.as_str(), &parameters).await {
             Ok(_) => (Outcome::Written, None),
             Err(error) => {

@@ -11,9 +11,9 @@ use super::Ready;
 
 /// Serves health and metrics for as long as the process runs.
 pub async fn serve(address: SocketAddr, registry: Registry, ready: Ready) -> std::io::Result<()> {
-    let listener = tokio::net::TcpListener::bind(address)
-        .await
-        .map_err(|e| std::io::Error::new(e.kind(), format!("cannot listen on {address} for health and metrics: {e}")))?;
+    let listener = tokio::net::TcpListener::bind(address).await.map_err(|e| {
+        std::io::Error::new(e.kind(), format!("cannot listen on {address} for health and metrics: {e}"))
+    })?;
     axum::serve(listener, router(registry, ready)).await
 }
 

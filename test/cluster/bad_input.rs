@@ -6,8 +6,8 @@ use anyhow::{Context, Result};
 use kube::Api;
 use kube::api::{Patch, PatchParams};
 use serde_json::json;
-use slicegate::api::mig_node::MIGNode;
 use slicegate::api::kueue::{AdmissionCheck, CheckState};
+use slicegate::api::mig_node::MIGNode;
 use slicegate_rig::operator::GpuNode;
 use slicegate_rig::{Process, ProcessSpec};
 
@@ -87,8 +87,13 @@ async fn requests_that_cannot_be_met_say_why_and_hinder_nobody() -> Result<()> {
             Ok(workload.filter(|w| w.spec.active == Some(false)))
         })
         .await?;
-    let told = world.event("odd", workload.metadata.name.as_deref().unwrap_or_default(), "AdmissionCheckRejected").await?;
-    assert!(told.contains("\"huge\" is not a MIG profile name: expected <compute slices>g.<memory>gb"), "{told}");
+    let told = world
+        .event("odd", workload.metadata.name.as_deref().unwrap_or_default(), "AdmissionCheckRejected")
+        .await?;
+    assert!(
+        told.contains("\"huge\" is not a MIG profile name: expected <compute slices>g.<memory>gb"),
+        "{told}"
+    );
     // And all the while others run.
     world.submit(&job("odd", "sound", 16, &[("3g.40gb", 1)], "0.5")).await?;
     world.until("the sound Job is complete", || world.job_done("odd", "sound")).await?;
@@ -102,7 +107,12 @@ async fn a_pod_without_a_queue_stays_gated_and_says_why() -> Result<()> {
                resources: {limits: {nvidia.com/mig-1g.6gb: 1}}}]}}";
     world.rig.apply_yaml(pod).await?;
     let note = world.event("default", "stray", "NotQueued").await?;
-    assert!(note.starts_with("The pod asks for nvidia.com/mig-1g.6gb but did not come through a Kueue LocalQueue"), "{note}");
+    assert!(
+        note.starts_with(
+            "The pod asks for nvidia.com/mig-1g.6gb but did not come through a Kueue LocalQueue"
+        ),
+        "{note}"
+    );
     assert!(note.contains("Set the label kueue.x-k8s.io/queue-name"), "{note}");
     let pods = world.pods("default").await?;
     let gates = pods[0].spec.as_ref().unwrap().scheduling_gates.clone().unwrap_or_default();
@@ -129,7 +139,8 @@ async fn a_mig_node_edited_to_nonsense_is_refused_or_put_right() -> Result<()> {
         {"profile": "3g.40gb", "start": 0, "size": 4}, {"profile": "1g.10gb", "start": 3, "size": 1}]}]});
     let refused = edit(overlapping).await.unwrap_err().to_string();
     assert!(refused.contains("slices of one GPU must not overlap"), "{refused}");
-    let beyond = json!({"gpus": [{"uuid": uuid, "slices": [{"profile": "3g.40gb", "start": 14, "size": 4}]}]});
+    let beyond =
+        json!({"gpus": [{"uuid": uuid, "slices": [{"profile": "3g.40gb", "start": 14, "size": 4}]}]});
     let refused = edit(beyond).await.unwrap_err().to_string();
     assert!(refused.contains("a slice must lie within the GPU's placement units"), "{refused}");
     // What no rule of a CRD can see: a GPU that is not there, a place that is none, a claim of nobody, and all claims of
@@ -146,8 +157,13 @@ async fn a_mig_node_edited_to_nonsense_is_refused_or_put_right() -> Result<()> {
     world
         .until("the spec is right again", || async {
             let spec = world.mig_node("gpu-a100").await?.spec;
-            let claims: Vec<_> = spec.claims.iter().map(|c| (c.workload.namespace.as_str(), c.profile.as_str(), c.slices)).collect();
-            let slices: Vec<_> = spec.gpus.iter().flat_map(|g| &g.slices).map(|s| s.profile.as_str()).collect();
+            let claims: Vec<_> = spec
+                .claims
+                .iter()
+                .map(|c| (c.workload.namespace.as_str(), c.profile.as_str(), c.slices))
+                .collect();
+            let slices: Vec<_> =
+                spec.gpus.iter().flat_map(|g| &g.slices).map(|s| s.profile.as_str()).collect();
             Ok(claims == [("default", "3g.40gb", 2)] && slices == ["3g.40gb", "3g.40gb"])
         })
         .await?;
@@ -182,7 +198,9 @@ async fn a_missing_policy_makes_the_check_inactive_until_it_is_there() -> Result
     assert!(refused.contains("maxHoldSeconds must not be less than holdSeconds"), "{refused}");
     world
         .rig
-        .apply_yaml("{apiVersion: slicegate.dev/v1alpha1, kind: SlicePolicy, metadata: {name: strict}, spec: {}}")
+        .apply_yaml(
+            "{apiVersion: slicegate.dev/v1alpha1, kind: SlicePolicy, metadata: {name: strict}, spec: {}}",
+        )
         .await?;
     world.until("the check is active", || world.check_condition("lost", "True")).await?;
     world.rig.down().await
@@ -198,7 +216,11 @@ async fn an_agent_that_cannot_work_says_what_is_missing() -> Result<()> {
     let ready = ready_condition(&world, "gpu-off").await?;
     assert_eq!(
         ready,
-        ("False".to_owned(), "NoUsableGPU".to_owned(), "MIG mode is off on GPU 0, 1: drain it and run nvidia-smi -i 0,1 -mig 1 on the node.".to_owned())
+        (
+            "False".to_owned(),
+            "NoUsableGPU".to_owned(),
+            "MIG mode is off on GPU 0, 1: drain it and run nvidia-smi -i 0,1 -mig 1 on the node.".to_owned()
+        )
     );
 
     // An agent for a node that is not there.
@@ -209,7 +231,8 @@ async fn an_agent_that_cannot_work_says_what_is_missing() -> Result<()> {
     // No NVML library, and one that is none.
     let agent = world.rig.process("agent-gpu-a30").context("agent")?;
     agent.terminate().await?;
-    let spec = agent_spec(&world, "without", "gpu-a30").args(["--node-name=gpu-a30", "--nvml-library=/nowhere/libnvidia-ml.so.1"]);
+    let spec = agent_spec(&world, "without", "gpu-a30")
+        .args(["--node-name=gpu-a30", "--nvml-library=/nowhere/libnvidia-ml.so.1"]);
     let log = ended(&world, spec).await?;
     assert!(log.contains("cannot load the NVIDIA driver library /nowhere/libnvidia-ml.so.1"), "{log}");
     let (status, reason, message) = ready_condition(&world, "gpu-a30").await?;
@@ -230,7 +253,9 @@ async fn an_agent_that_cannot_work_says_what_is_missing() -> Result<()> {
     std::fs::write(&state, sound)?;
     agent.restart().await?;
     world
-        .until("the node is ready again", || async { Ok(ready_condition(&world, "gpu-a30").await?.0 == "True") })
+        .until("the node is ready again", || async {
+            Ok(ready_condition(&world, "gpu-a30").await?.0 == "True")
+        })
         .await?;
     world.submit(&job("default", "after", 1, &[("1g.6gb", 1)], "0.2")).await?;
     world.until("a Job runs there", || world.job_done("default", "after")).await?;
@@ -242,7 +267,10 @@ fn agent_spec(world: &World, name: &str, identity: &str) -> ProcessSpec {
     ProcessSpec::new(name, world.operator.slicegate())
         .args(["agent", "--kubelet=none", "--listen=127.0.0.1:0"])
         .arg(format!("--state-dir={}", dir.join("agents").join(name).display()))
-        .env("KUBECONFIG", dir.join("kubeconfigs").join(format!("slicegate-agent-{identity}")).display().to_string())
+        .env(
+            "KUBECONFIG",
+            dir.join("kubeconfigs").join(format!("slicegate-agent-{identity}")).display().to_string(),
+        )
         .env("SLICEGATE_NVML_SIM_CONFIG", dir.join(format!("gpus/{identity}.json")).display().to_string())
 }
 
@@ -250,7 +278,11 @@ fn agent_spec(world: &World, name: &str, identity: &str) -> ProcessSpec {
 async fn ended(world: &World, spec: ProcessSpec) -> Result<String> {
     let process: Process = world.rig.spawn(spec)?;
     process.wait(Duration::from_secs(30)).await?;
-    assert!(process.exit_status().is_some_and(|status| status.code() == Some(1)), "{:?}", process.exit_status());
+    assert!(
+        process.exit_status().is_some_and(|status| status.code() == Some(1)),
+        "{:?}",
+        process.exit_status()
+    );
     Ok(std::fs::read_to_string(process.log_path())?)
 }
 

@@ -121,7 +121,8 @@ impl Judge {
             let name = node.name_any();
             for gpu in &node.spec.gpus {
                 let places = gpu.slices.iter().map(|s| (s.profile.clone(), s.start.into(), s.size.into()));
-                violations.extend(overlaps(places).map(|o| format!("GPU {} of {name}, in spec: {o}", gpu.uuid)));
+                violations
+                    .extend(overlaps(places).map(|o| format!("GPU {} of {name}, in spec: {o}", gpu.uuid)));
             }
             let existing: Vec<_> =
                 node.status.iter().flat_map(|s| &s.slices).filter(|s| s.gpu_instance_id.is_some()).collect();
@@ -139,7 +140,8 @@ impl Judge {
             }
         }
         for ((node, profile), count) in held {
-            let there = instances.get(&node).map_or(0, |all| all.iter().filter(|i| i.profile == profile).count());
+            let there =
+                instances.get(&node).map_or(0, |all| all.iter().filter(|i| i.profile == profile).count());
             if count > there {
                 violations.push(format!("{node}: pods hold {count} × {profile}, but there are {there}"));
             }
@@ -157,7 +159,9 @@ fn holders(pods: &[Pod]) -> BTreeMap<String, Counts> {
     let mut holders = BTreeMap::new();
     for pod in pods {
         let phase = pod.status.as_ref().and_then(|s| s.phase.as_deref()).unwrap_or_default();
-        let Some(spec) = pod.spec.as_ref().filter(|_| !matches!(phase, "Succeeded" | "Failed")) else { continue };
+        let Some(spec) = pod.spec.as_ref().filter(|_| !matches!(phase, "Succeeded" | "Failed")) else {
+            continue;
+        };
         let Some(node) = &spec.node_name else { continue };
         let mut slices = Counts::new();
         for container in &spec.containers {

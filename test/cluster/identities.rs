@@ -30,34 +30,110 @@ fn gates(pod: &Pod) -> Vec<String> {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_agent_writes_its_own_nodes_objects_and_nothing_else() -> Result<()> {
     let world = World::with(vec![GpuNode::a30("gpu-a"), GpuNode::a30("gpu-b")]).await?;
-    let agent: Client = world.rig.client_of(&world.rig.dir().join("kubeconfigs/slicegate-agent-gpu-a")).await?;
+    let agent: Client =
+        world.rig.client_of(&world.rig.dir().join("kubeconfigs/slicegate-agent-gpu-a")).await?;
     let mig_nodes: Api<MIGNode> = Api::all(agent.clone());
     let nodes: Api<Node> = Api::all(agent.clone());
     let (merge, apply) = (PatchParams::default(), PatchParams::apply("test").force());
     let status = |name: &str| json!({"apiVersion": "slicegate.dev/v1alpha1", "kind": "MIGNode", "metadata": {"name": name}, "status": {"bootID": "x"}});
     let other = "may not write mignodes gpu-b";
-    refused("applying another's status", mig_nodes.patch_status("gpu-b", &apply, &Patch::Apply(status("gpu-b"))), other).await;
-    refused("patching another's status", mig_nodes.patch_status("gpu-b", &merge, &Patch::Merge(json!({"status": {"bootID": "x"}}))), other).await;
-    refused("making another's MIGNode", mig_nodes.create(&PostParams::default(), &MIGNode::new("gpu-c", MIGNodeSpec::default())), "may not write mignodes gpu-c").await;
-    refused("patching its spec", mig_nodes.patch("gpu-a", &merge, &Patch::Merge(json!({"spec": {"holds": []}}))), "forbidden").await;
+    refused(
+        "applying another's status",
+        mig_nodes.patch_status("gpu-b", &apply, &Patch::Apply(status("gpu-b"))),
+        other,
+    )
+    .await;
+    refused(
+        "patching another's status",
+        mig_nodes.patch_status("gpu-b", &merge, &Patch::Merge(json!({"status": {"bootID": "x"}}))),
+        other,
+    )
+    .await;
+    refused(
+        "making another's MIGNode",
+        mig_nodes.create(&PostParams::default(), &MIGNode::new("gpu-c", MIGNodeSpec::default())),
+        "may not write mignodes gpu-c",
+    )
+    .await;
+    refused(
+        "patching its spec",
+        mig_nodes.patch("gpu-a", &merge, &Patch::Merge(json!({"spec": {"holds": []}}))),
+        "forbidden",
+    )
+    .await;
     refused("deleting its MIGNode", mig_nodes.delete("gpu-a", &DeleteParams::default()), "forbidden").await;
-    refused("deleting another's MIGNode", mig_nodes.delete("gpu-b", &DeleteParams::default()), "forbidden").await;
+    refused("deleting another's MIGNode", mig_nodes.delete("gpu-b", &DeleteParams::default()), "forbidden")
+        .await;
 
     let resources = |key: &str| json!({"status": {"capacity": {key: "5"}, "allocatable": {key: "5"}}});
     let mine = "nvidia.com/mig-1g.6gb";
-    refused("another Node's resources", nodes.patch_status("gpu-b", &merge, &Patch::Merge(resources(mine))), "may not write nodes gpu-b").await;
-    refused("foreign resources", nodes.patch_status("gpu-a", &merge, &Patch::Merge(resources("cpu"))), "only the nvidia.com/mig-* resources").await;
-    refused("new foreign resources", nodes.patch_status("gpu-a", &merge, &Patch::Merge(resources("example.com/gold"))), "only the nvidia.com/mig-* resources").await;
-    refused("removal of foreign resources", nodes.patch_status("gpu-a", &merge, &Patch::Merge(json!({"status": {"allocatable": {"memory": null}}}))), "only the nvidia.com/mig-* resources").await;
-    refused("labels of its Node", nodes.patch_status("gpu-a", &merge, &Patch::Merge(json!({"metadata": {"labels": {"a": "b"}}}))), "labels, annotations").await;
-    refused("conditions of its Node", nodes.patch_status("gpu-a", &merge, &Patch::Merge(json!({"status": {"conditions": []}}))), "may not change conditions").await;
-    refused("its Node's spec", nodes.patch("gpu-a", &merge, &Patch::Merge(json!({"spec": {"unschedulable": true}}))), "forbidden").await;
-    refused("other objects", Api::<Pod>::default_namespaced(agent).create(&PostParams::default(), &pod("p", &json!({"containers": [{"name": "a", "image": "x"}]}))?), "forbidden").await;
+    refused(
+        "another Node's resources",
+        nodes.patch_status("gpu-b", &merge, &Patch::Merge(resources(mine))),
+        "may not write nodes gpu-b",
+    )
+    .await;
+    refused(
+        "foreign resources",
+        nodes.patch_status("gpu-a", &merge, &Patch::Merge(resources("cpu"))),
+        "only the nvidia.com/mig-* resources",
+    )
+    .await;
+    refused(
+        "new foreign resources",
+        nodes.patch_status("gpu-a", &merge, &Patch::Merge(resources("example.com/gold"))),
+        "only the nvidia.com/mig-* resources",
+    )
+    .await;
+    refused(
+        "removal of foreign resources",
+        nodes.patch_status(
+            "gpu-a",
+            &merge,
+            &Patch::Merge(json!({"status": {"allocatable": {"memory": null}}})),
+        ),
+        "only the nvidia.com/mig-* resources",
+    )
+    .await;
+    refused(
+        "labels of its Node",
+        nodes.patch_status("gpu-a", &merge, &Patch::Merge(json!({"metadata": {"labels": {"a": "b"}}}))),
+        "labels, annotations",
+    )
+    .await;
+    refused(
+        "conditions of its Node",
+        nodes.patch_status("gpu-a", &merge, &Patch::Merge(json!({"status": {"conditions": []}}))),
+        "may not change conditions",
+    )
+    .await;
+    refused(
+        "its Node's spec",
+        nodes.patch("gpu-a", &merge, &Patch::Merge(json!({"spec": {"unschedulable": true}}))),
+        "forbidden",
+    )
+    .await;
+    refused(
+        "other objects",
+        Api::<Pod>::default_namespaced(agent).create(
+            &PostParams::default(),
+            &pod("p", &json!({"containers": [{"name": "a", "image": "x"}]}))?,
+        ),
+        "forbidden",
+    )
+    .await;
 
     // A token of the same ServiceAccount that names no node.
-    let loose = world.rig.kubeconfig_for("loose", &world.rig.token("slicegate-system", "slicegate-agent", None).await?)?;
+    let loose = world
+        .rig
+        .kubeconfig_for("loose", &world.rig.token("slicegate-system", "slicegate-agent", None).await?)?;
     let loose: Api<MIGNode> = Api::all(world.rig.client_of(&loose).await?);
-    refused("a token without a node", loose.patch_status("gpu-a", &apply, &Patch::Apply(status("gpu-a"))), "token names no node").await;
+    refused(
+        "a token without a node",
+        loose.patch_status("gpu-a", &apply, &Patch::Apply(status("gpu-a"))),
+        "token names no node",
+    )
+    .await;
 
     // What it is there for; the agent itself puts both right again.
     nodes.patch_status("gpu-a", &merge, &Patch::Merge(resources(mine))).await?;
@@ -107,8 +183,17 @@ async fn every_pod_that_asks_for_slices_is_gated_and_only_the_controller_lets_it
         .await?;
     let tenant = world.rig.kubeconfig_for("tenant", &world.rig.token("default", "tenant", None).await?)?;
     let tenant: Api<Pod> = Api::namespaced(world.rig.client_of(&tenant).await?, "default");
-    let ungate = Patch::Strategic(json!({"spec": {"schedulingGates": [{"$patch": "delete", "name": "slicegate.dev/claim"}]}}));
-    refused("removing the gate", tenant.patch("limits", &PatchParams::default(), &ungate), "is removed by the Slicegate controller once a slice is reserved").await;
-    tenant.patch("limits", &PatchParams::default(), &Patch::Merge(json!({"metadata": {"labels": {"a": "b"}}}))).await?;
+    let ungate = Patch::Strategic(
+        json!({"spec": {"schedulingGates": [{"$patch": "delete", "name": "slicegate.dev/claim"}]}}),
+    );
+    refused(
+        "removing the gate",
+        tenant.patch("limits", &PatchParams::default(), &ungate),
+        "is removed by the Slicegate controller once a slice is reserved",
+    )
+    .await;
+    tenant
+        .patch("limits", &PatchParams::default(), &Patch::Merge(json!({"metadata": {"labels": {"a": "b"}}})))
+        .await?;
     world.rig.down().await
 }

@@ -31,7 +31,8 @@ async fn the_samples_run_and_leave_nothing_claimed() -> Result<()> {
         .await?;
     let pods = world.pods("default").await?;
     let nodes_of = |prefix: &str| -> BTreeSet<String> {
-        let of_job = pods.iter().filter(|p| p.metadata.name.as_deref().unwrap_or_default().starts_with(prefix));
+        let of_job =
+            pods.iter().filter(|p| p.metadata.name.as_deref().unwrap_or_default().starts_with(prefix));
         of_job.filter_map(|p| p.spec.as_ref()?.node_name.clone()).collect()
     };
     assert_eq!(nodes_of("sweep"), BTreeSet::from(["gpu-a100".to_owned(), "gpu-h100".to_owned()]));
@@ -86,7 +87,9 @@ async fn a_group_of_different_pods_is_placed_together() -> Result<()> {
     world
         .until("both pods have run", || async {
             let pods = world.pods("default").await?;
-            let done = pods.iter().filter(|p| p.status.as_ref().and_then(|s| s.phase.as_deref()) == Some("Succeeded"));
+            let done = pods
+                .iter()
+                .filter(|p| p.status.as_ref().and_then(|s| s.phase.as_deref()) == Some("Succeeded"));
             Ok(done.count() == 2)
         })
         .await?;
@@ -110,7 +113,8 @@ async fn quota_that_is_withdrawn_gives_the_slices_back_and_comes_again() -> Resu
             "v1beta2",
             "LocalQueue",
         ));
-        let queues: Api<kube::core::DynamicObject> = Api::namespaced_with(world.client.clone(), "default", &queues);
+        let queues: Api<kube::core::DynamicObject> =
+            Api::namespaced_with(world.client.clone(), "default", &queues);
         let patch = Patch::Merge(json!({"spec": {"stopPolicy": policy}}));
         queues.patch("mig", &PatchParams::default(), &patch).await
     };
@@ -144,10 +148,17 @@ async fn one_that_finds_no_room_is_queued_again_and_gets_its_turn() -> Result<()
     world.submit(&job("default", "whole", 1, &[("4g.24gb", 1)], "0.5")).await?;
     let told = world
         .until("it is told what it waits for", || async {
-            Ok(world.check("default", "whole").await?.map(|(_, message)| message).filter(|m| m.starts_with("Waiting")))
+            Ok(world
+                .check("default", "whole")
+                .await?
+                .map(|(_, message)| message)
+                .filter(|m| m.starts_with("Waiting")))
         })
         .await?;
-    assert_eq!(told, "Waiting for free slices: no node of flavor a30 has room for another pod with 1 × 4g.24gb.");
+    assert_eq!(
+        told,
+        "Waiting for free slices: no node of flavor a30 has room for another pod with 1 × 4g.24gb."
+    );
     world
         .until("it has been queued again", || async {
             let workload = world.workload_of("default", "whole").await?;
@@ -155,9 +166,11 @@ async fn one_that_finds_no_room_is_queued_again_and_gets_its_turn() -> Result<()
             Ok(checks.iter().any(|c| c.retry_count.unwrap_or(0) >= 1))
         })
         .await?;
-    world.until("both are complete", || async {
-        Ok(world.job_done("default", "quarters").await? && world.job_done("default", "whole").await?)
-    }).await?;
+    world
+        .until("both are complete", || async {
+            Ok(world.job_done("default", "quarters").await? && world.job_done("default", "whole").await?)
+        })
+        .await?;
     world.until_released().await?;
     world.rig.down().await
 }

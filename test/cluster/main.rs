@@ -1,5 +1,7 @@
 //! The operator on a real API server with a real Kueue, on emulated nodes whose GPUs are the NVML simulator's.
 
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking, in its helpers too")]
+
 mod bad_input;
 mod checker;
 mod identities;

@@ -11,7 +11,8 @@ use crate::support::{World, job};
 
 /// 60 Jobs of mixed profiles: about 200 placement units where there are 104.
 fn jobs(seconds: [&str; 3]) -> Vec<Value> {
-    let mix = [("7g.80gb", 12), ("3g.40gb", 14), ("2g.20gb", 10), ("1g.10gb", 12), ("1g.6gb", 6), ("2g.12gb", 6)];
+    let mix =
+        [("7g.80gb", 12), ("3g.40gb", 14), ("2g.20gb", 10), ("1g.10gb", 12), ("1g.6gb", 6), ("2g.12gb", 6)];
     let mut jobs = Vec::new();
     let mut left = mix;
     while jobs.len() < 60 {
@@ -36,7 +37,10 @@ async fn submit_all(world: &World, seconds: [&str; 3]) -> Result<Vec<(String, St
     for job in jobs(seconds) {
         world.submit(&job).await?;
         let metadata = &job["metadata"];
-        names.push((metadata["namespace"].as_str().unwrap().to_owned(), metadata["name"].as_str().unwrap().to_owned()));
+        names.push((
+            metadata["namespace"].as_str().unwrap().to_owned(),
+            metadata["name"].as_str().unwrap().to_owned(),
+        ));
     }
     Ok(names)
 }
@@ -55,7 +59,9 @@ async fn sixty_jobs_share_what_holds_half_of_them() -> Result<()> {
     let checker = Checker::start(&world);
     let begun = Instant::now();
     let names = submit_all(&world, ["0.5", "1", "1.5"]).await?;
-    world.until("all 60 Jobs are complete", || async { Ok(done(&world, &names).await? == names.len()) }).await?;
+    world
+        .until("all 60 Jobs are complete", || async { Ok(done(&world, &names).await? == names.len()) })
+        .await?;
     let elapsed = begun.elapsed();
     world.until_released().await?;
     let looks = checker.finish(&world).await?;
@@ -75,7 +81,11 @@ async fn sixty_jobs_complete_though_controller_and_agents_are_killed() -> Result
         while killed.len() < 5 {
             tokio::time::sleep(Duration::from_millis(random.below(1500))).await;
             // The controller every other time: it is the one that all depends on.
-            let victim = if killed.len() % 2 == 0 { victims[0] } else { victims[1 + usize::try_from(random.below(3))?] };
+            let victim = if killed.len() % 2 == 0 {
+                victims[0]
+            } else {
+                victims[1 + usize::try_from(random.below(3))?]
+            };
             world.rig.restart(victim).await?;
             killed.push(victim);
         }
@@ -85,7 +95,9 @@ async fn sixty_jobs_complete_though_controller_and_agents_are_killed() -> Result
     let before = done(&world, &names).await?;
     assert!(before < names.len(), "every Job was complete before the last kill");
     println!("killed {}; {before} of {} Jobs were complete then", killed.join(", "), names.len());
-    world.until("all 60 Jobs are complete", || async { Ok(done(&world, &names).await? == names.len()) }).await?;
+    world
+        .until("all 60 Jobs are complete", || async { Ok(done(&world, &names).await? == names.len()) })
+        .await?;
     world.until_released().await?;
     checker.finish(&world).await?;
     world.rig.down().await

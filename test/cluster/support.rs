@@ -15,7 +15,7 @@ use slicegate_rig::operator::{GpuNode, Operator};
 use slicegate_rig::{Options, Rig};
 
 /// Far longer than anything takes; only a failing test waits so long.
-pub const PATIENCE: Duration = Duration::from_secs(120);
+pub const PATIENCE: Duration = Duration::from_mins(2);
 
 /// A cluster with the operator on it. It ends with the value.
 pub struct World {
@@ -111,8 +111,7 @@ impl World {
         self.until("all claims and slices are released", || async {
             let nodes = self.mig_nodes().await?;
             Ok(nodes.iter().all(|n| {
-                n.spec.claims.is_empty()
-                    && n.status.iter().flat_map(|s| &s.slices).all(|s| s.pod.is_none())
+                n.spec.claims.is_empty() && n.status.iter().flat_map(|s| &s.slices).all(|s| s.pod.is_none())
             }))
         })
         .await
@@ -145,7 +144,10 @@ impl World {
                         return Ok(found);
                     }
                     if tokio::time::Instant::now() > deadline {
-                        bail!("waited in vain until {what}; logs in {}", self.rig.dir().join("logs").display());
+                        bail!(
+                            "waited in vain until {what}; logs in {}",
+                            self.rig.dir().join("logs").display()
+                        );
                     }
                 }
                 Err(error) if tokio::time::Instant::now() > deadline => {

@@ -187,8 +187,9 @@ impl Driver {
         let tables = self.tables(index).map_err(CreateError::Instance)?;
         let device = self.device(index).map_err(CreateError::Instance)?;
         let mig = Mig::of(&self.nvml, &device);
-        let (profile, table) =
-            tables.by_name(&slice.profile).ok_or_else(|| CreateError::NoProfile(slice.profile.to_string()))?;
+        let (profile, table) = tables
+            .by_name(&slice.profile)
+            .ok_or_else(|| CreateError::NoProfile(slice.profile.to_string()))?;
         let instance = self
             .timed("create_gpu_instance", || {
                 mig.create_instance(profile.id, slice.start.into(), slice.size.into())
@@ -272,13 +273,17 @@ impl Driver {
             // NVML prefixes the name; a profile whose name is not one, such as a later driver's, cannot be asked for.
             let Ok(name) = profile.name.trim_start_matches("MIG ").parse::<ProfileName>() else { continue };
             let placements = mig.placements(profile.id)?;
-            let Some(size) = placements.first().and_then(|(_, size)| u8::try_from(*size).ok()) else { continue };
+            let Some(size) = placements.first().and_then(|(_, size)| u8::try_from(*size).ok()) else {
+                continue;
+            };
             let mut starts: Vec<u8> = placements.iter().filter_map(|(s, _)| u8::try_from(*s).ok()).collect();
             starts.sort_unstable();
             let end = starts.last().map_or(0, |start| start + size);
             model.units = model.units.max(end);
             // NVML reports a wrong count for the A30 (mig-parted works around the same); no more fit than there are starts.
-            let most = u8::try_from(profile.instance_count).unwrap_or(u8::MAX).min(u8::try_from(starts.len()).unwrap_or(u8::MAX));
+            let most = u8::try_from(profile.instance_count)
+                .unwrap_or(u8::MAX)
+                .min(u8::try_from(starts.len()).unwrap_or(u8::MAX));
             model.profiles.push(Profile {
                 name,
                 id: profile.id,

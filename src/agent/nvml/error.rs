@@ -22,7 +22,9 @@ pub enum CreateError {
     #[error("the GPU instance got no compute instance and was destroyed again: {0}")]
     Compute(NvmlError),
     /// A GPU instance was made, got no compute instance, and could not be destroyed.
-    #[error("the GPU instance {id} got no compute instance ({cause}) and could not be destroyed ({rollback})")]
+    #[error(
+        "the GPU instance {id} got no compute instance ({cause}) and could not be destroyed ({rollback})"
+    )]
     Stuck {
         /// NVML's GPU instance id.
         id: u32,
@@ -91,7 +93,9 @@ fn name(code: u32) -> String {
 
 fn advice(code: u32) -> &'static str {
     match code {
-        4 => "; the agent needs CAP_SYS_ADMIN or access to the MIG config capability (/dev/nvidia-caps/nvidia-cap1)",
+        4 => {
+            "; the agent needs CAP_SYS_ADMIN or access to the MIG config capability (/dev/nvidia-caps/nvidia-cap1)"
+        }
         15 => "; the GPU has fallen off the bus: reboot the node",
         16 => "; the GPU must be reset before it can be used",
         18 => "; the NVIDIA driver was upgraded under the running library: restart the agent",

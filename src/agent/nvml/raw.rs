@@ -1,6 +1,9 @@
 //! The MIG calls that nvml-wrapper lacks. All unsafe code of the agent is here.
 
-#![expect(unsafe_code, reason = "NVML is a C library; nvml-wrapper does not wrap the calls that make and destroy slices")]
+#![expect(
+    unsafe_code,
+    reason = "NVML is a C library; nvml-wrapper does not wrap the calls that make and destroy slices"
+)]
 
 use std::ffi::{CStr, c_char};
 use std::mem::{size_of, zeroed};
@@ -172,7 +175,11 @@ impl<'nvml> Mig<'nvml> {
             handles.as_mut_ptr(),
             &raw mut count
         )?;
-        handles.iter().take(usize::try_from(count).unwrap_or(0)).map(|handle| self.describe(*handle)).collect()
+        handles
+            .iter()
+            .take(usize::try_from(count).unwrap_or(0))
+            .map(|handle| self.describe(*handle))
+            .collect()
     }
 
     /// The GPU instance with that id.
@@ -244,7 +251,11 @@ impl<'nvml> Mig<'nvml> {
     }
 
     /// The compute instances of a profile in a GPU instance.
-    pub fn computes(&self, instance: GpuInstance, profile_id: u32) -> Result<Vec<ComputeInstance>, NvmlError> {
+    pub fn computes(
+        &self,
+        instance: GpuInstance,
+        profile_id: u32,
+    ) -> Result<Vec<ComputeInstance>, NvmlError> {
         let mut handles: [sys::nvmlComputeInstance_t; MANY] = [ptr::null_mut(); MANY];
         let mut count = 0;
         call!(
@@ -267,7 +278,11 @@ impl<'nvml> Mig<'nvml> {
     }
 
     /// Makes a compute instance.
-    pub fn create_compute(&self, instance: GpuInstance, profile_id: u32) -> Result<ComputeInstance, NvmlError> {
+    pub fn create_compute(
+        &self,
+        instance: GpuInstance,
+        profile_id: u32,
+    ) -> Result<ComputeInstance, NvmlError> {
         let mut handle = ptr::null_mut();
         call!(self.lib, nvmlGpuInstanceCreateComputeInstance, instance.handle, profile_id, &raw mut handle)?;
         self.describe_compute(handle)
@@ -296,7 +311,12 @@ impl<'nvml> Mig<'nvml> {
             call!(self.lib, nvmlDeviceGetComputeInstanceId, handle, &raw mut compute)?;
             let mut uuid: [c_char; 96] = [0; 96];
             call!(self.lib, nvmlDeviceGetUUID, handle, uuid.as_mut_ptr(), 96)?;
-            devices.push(MigDevice { instance, compute, uuid: text(&uuid), processes: self.processes(handle)? });
+            devices.push(MigDevice {
+                instance,
+                compute,
+                uuid: text(&uuid),
+                processes: self.processes(handle)?,
+            });
         }
         Ok(devices)
     }
@@ -304,7 +324,8 @@ impl<'nvml> Mig<'nvml> {
     fn processes(&self, device: sys::nvmlDevice_t) -> Result<Vec<u32>, NvmlError> {
         let mut count: u32 = 64;
         loop {
-            let empty = sys::nvmlProcessInfo_t { pid: 0, usedGpuMemory: 0, gpuInstanceId: 0, computeInstanceId: 0 };
+            let empty =
+                sys::nvmlProcessInfo_t { pid: 0, usedGpuMemory: 0, gpuInstanceId: 0, computeInstanceId: 0 };
             let mut infos = vec![empty; usize::try_from(count).unwrap_or(0)];
             match call!(
                 self.lib,
@@ -319,7 +340,9 @@ impl<'nvml> Mig<'nvml> {
                 }
                 // `count` now says how many there are; a few more may come meanwhile.
                 Err(NvmlError { code: code::INSUFFICIENT_SIZE, .. }) if count < 1 << 16 => count += 16,
-                Err(NvmlError { code: code::NOT_SUPPORTED | code::FUNCTION_NOT_FOUND, .. }) => return Ok(Vec::new()),
+                Err(NvmlError { code: code::NOT_SUPPORTED | code::FUNCTION_NOT_FOUND, .. }) => {
+                    return Ok(Vec::new());
+                }
                 Err(error) => return Err(error),
             }
         }

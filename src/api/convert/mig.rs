@@ -33,7 +33,10 @@ pub fn from_api(object: &api::MIGNode, lagging_since: Option<Timestamp>) -> MigN
             .iter()
             .filter_map(|gpu| {
                 let usable = gpu.mig_mode == api::MigMode::Enabled && gpu.health == api::Health::Healthy;
-                Some((GpuUuid::from(gpu.uuid.as_str()), Gpu { model: models.get(&gpu.model)?.clone(), usable }))
+                Some((
+                    GpuUuid::from(gpu.uuid.as_str()),
+                    Gpu { model: models.get(&gpu.model)?.clone(), usable },
+                ))
             })
             .collect(),
         slices: status

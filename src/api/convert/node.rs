@@ -31,11 +31,7 @@ pub fn host(node: &Node) -> Host {
             taints: spec.taints.unwrap_or_default().iter().filter_map(taint).collect(),
             unschedulable: spec.unschedulable.unwrap_or(false),
         },
-        ready: status
-            .conditions
-            .unwrap_or_default()
-            .iter()
-            .any(|c| c.type_ == "Ready" && c.status == "True"),
+        ready: status.conditions.unwrap_or_default().iter().any(|c| c.type_ == "Ready" && c.status == "True"),
         allocatable,
         used: Resources::default(),
         bound: BTreeMap::new(),

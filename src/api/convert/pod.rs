@@ -20,7 +20,10 @@ pub fn amount(resource: &str, quantity: &Quantity) -> Option<i64> {
     let value = ParsedQuantity::try_from(quantity).ok()?.to_bytes_f64()?;
     let counted = if resource == "cpu" { value * 1000.0 } else { value };
     // Beyond 2^53 a quantity is an error of its author, whom a rounded figure serves as well.
-    #[expect(clippy::cast_possible_truncation, reason = "saturates, which is what is wanted of such a figure")]
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "saturates, which is what is wanted of such a figure"
+    )]
     Some((counted - 1e-6).ceil() as i64)
 }
 
@@ -78,8 +81,8 @@ fn of_lists(
 ) -> Result<Resources, String> {
     let mut amounts: BTreeMap<Arc<str>, i64> = BTreeMap::new();
     for (name, quantity) in limits.into_iter().chain(requests).flatten() {
-        let value =
-            amount(name, quantity).ok_or_else(|| format!("cannot read the quantity {:?} of {name}", quantity.0))?;
+        let value = amount(name, quantity)
+            .ok_or_else(|| format!("cannot read the quantity {:?} of {name}", quantity.0))?;
         amounts.insert(name.as_str().into(), value);
     }
     Ok(Resources(amounts))
@@ -136,7 +139,11 @@ mod tests {
             ("memory", "100M", 100_000_000),
             ("nvidia.com/mig-1g.10gb", "2", 2),
         ] {
-            assert_eq!(amount(resource, &Quantity(written.to_owned())), Some(counted), "{resource} {written}");
+            assert_eq!(
+                amount(resource, &Quantity(written.to_owned())),
+                Some(counted),
+                "{resource} {written}"
+            );
         }
         assert_eq!(amount("cpu", &Quantity("much".to_owned())), None);
     }

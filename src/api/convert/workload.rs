@@ -44,13 +44,12 @@ pub fn from_api(object: &kueue::Workload, checks: &Checks, flavors: &Flavors) ->
         return None;
     }
     let condition = |kind: &str| status.conditions.iter().find(|c| c.type_ == kind && c.status == "True");
-    let reservation = condition("QuotaReserved").zip(status.admission.as_ref()).map(|(since, admission)| {
-        Reservation {
+    let reservation =
+        condition("QuotaReserved").zip(status.admission.as_ref()).map(|(since, admission)| Reservation {
             attempt: attempt(since, admission),
             since: timestamp(&since.last_transition_time),
             demand: demand(object, admission, flavors),
-        }
-    });
+        });
     Some(Workload {
         key: WorkloadKey {
             namespace: object.namespace().unwrap_or_default().into(),
@@ -132,7 +131,8 @@ pub fn pod_demand(spec: &PodSpec) -> Result<(BTreeMap<ProfileName, u32>, Resourc
             Some(_) if amount == 0 => {}
             Some(profile) => {
                 let profile = profile.map_err(|error| format!("resource {name}: {error}."))?;
-                let count = u32::try_from(amount).map_err(|_| format!("resource {name}: {amount} is no count."))?;
+                let count =
+                    u32::try_from(amount).map_err(|_| format!("resource {name}: {amount} is no count."))?;
                 slices.insert(profile, count);
             }
         }

@@ -150,7 +150,9 @@ pub fn agent_step(
     }
     for (uuid, slices) in wanted.iter().filter(|(uuid, _)| !gpus.contains_key(uuid)) {
         step.reports.extend(
-            slices.iter().map(|s| bare(uuid, s, SliceState::Failed, Some(format!("the node has no GPU {uuid}")))),
+            slices
+                .iter()
+                .map(|s| bare(uuid, s, SliceState::Failed, Some(format!("the node has no GPU {uuid}")))),
         );
     }
     let known: BTreeMap<(&GpuUuid, &Slice, SliceState), Timestamp> =
@@ -201,17 +203,13 @@ fn next_operation(now: Timestamp, wanted: &[Slice], gpu: &GpuView) -> Option<Ope
         (!in_the_way && i.compute.is_some(), i.slice.start)
     });
     create.or_else(|| {
-        surplus
-            .into_iter()
-            .map(|i| Operation::Destroy { id: i.id, slice: i.slice.clone() })
-            .find(may_try)
+        surplus.into_iter().map(|i| Operation::Destroy { id: i.id, slice: i.slice.clone() }).find(may_try)
     })
 }
 
 fn reports(uuid: &GpuUuid, wanted: &[Slice], gpu: &GpuView) -> Vec<Report> {
-    let failure_of = |slice: &Slice| {
-        gpu.failures.iter().find(|f| f.operation.slice() == slice).map(|f| f.message.clone())
-    };
+    let failure_of =
+        |slice: &Slice| gpu.failures.iter().find(|f| f.operation.slice() == slice).map(|f| f.message.clone());
     let being_destroyed =
         |slice: &Slice| matches!(&gpu.running, Some(Operation::Destroy { slice: s, .. }) if s == slice);
     let (accepted, refused) = sift(wanted, gpu);
@@ -223,7 +221,9 @@ fn reports(uuid: &GpuUuid, wanted: &[Slice], gpu: &GpuView) -> Vec<Report> {
         let (state, message) = match (&instance.holder, is_wanted, &instance.compute) {
             (Some(_), _, Some(_)) if gpu.unusable.is_some() => (SliceState::InUse, gpu.unusable.clone()),
             (Some(_), true, Some(_)) => (SliceState::InUse, None),
-            (Some(holder), _, _) => (SliceState::InUse, Some(format!("to be destroyed once {holder} lets go of it"))),
+            (Some(holder), _, _) => {
+                (SliceState::InUse, Some(format!("to be destroyed once {holder} lets go of it")))
+            }
             (None, _, _) if gpu.unusable.is_some() => (SliceState::Failed, gpu.unusable.clone()),
             (None, true, Some(_)) => (SliceState::Idle, None),
             (None, true, None) => (SliceState::Creating, failure_of(slice)),

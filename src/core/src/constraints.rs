@@ -228,9 +228,7 @@ mod tests {
         };
         assert!(tolerating(vec![toleration(Some("gpu"), None, None)]).tolerate(&tainted));
         assert!(!tolerating(vec![toleration(Some("gpu"), Some("w"), None)]).tolerate(&tainted));
-        assert!(
-            !tolerating(vec![toleration(Some("gpu"), None, Some(Effect::NoExecute))]).tolerate(&tainted)
-        );
+        assert!(!tolerating(vec![toleration(Some("gpu"), None, Some(Effect::NoExecute))]).tolerate(&tainted));
         assert!(tolerating(vec![toleration(None, None, None)]).tolerate(&tainted));
         let cordoned = Traits { unschedulable: true, ..Traits::default() };
         assert!(!tolerating(vec![]).tolerate(&cordoned));

@@ -341,9 +341,10 @@ pub(crate) mod tests {
         }
         let named = |suffix: &str| chosen.iter().filter(|s| s.profile.as_str().ends_with(suffix)).count();
         let (extensions, all, none) = (named("+me"), named("+me.all"), named("-me"));
-        let counts_fit = model.profiles.iter().all(|p| {
-            chosen.iter().filter(|s| s.profile == p.name).count() <= usize::from(p.max_count)
-        });
+        let counts_fit = model
+            .profiles
+            .iter()
+            .all(|p| chosen.iter().filter(|s| s.profile == p.name).count() <= usize::from(p.max_count));
         counts_fit && extensions <= 1 && all <= 1 && (all == 0 || chosen.len() == all + none)
     }
 
@@ -373,7 +374,10 @@ pub(crate) mod tests {
         let model = a100();
         let slice = |profile: &str, start, size| Slice { start, size, profile: profile.parse().unwrap() };
         let message = |s: Slice, present: &[Slice]| model.check(&s, present).unwrap_err().to_string();
-        assert_eq!(message(slice("9g.99gb", 0, 1), &[]).split(';').next().unwrap(), "NVIDIA A100-SXM4-80GB has no profile 9g.99gb");
+        assert_eq!(
+            message(slice("9g.99gb", 0, 1), &[]).split(';').next().unwrap(),
+            "NVIDIA A100-SXM4-80GB has no profile 9g.99gb"
+        );
         assert!(message(slice("3g.40gb", 2, 4), &[]).contains("starts at [0, 4]"));
         assert!(message(slice("1g.10gb", 1, 1), &[slice("3g.40gb", 0, 4)]).contains("overlaps 3g.40gb at 0"));
         assert!(message(slice("1g.10gb+me", 1, 1), &[slice("1g.10gb+me", 0, 1)]).contains("media engines"));

@@ -58,7 +58,10 @@ struct GpuBook {
 }
 
 impl GpuBook {
-    fn slices<'a>(&'a self, filter: impl Fn(&Slot) -> bool + Clone + 'a) -> impl Iterator<Item = &'a Slice> + Clone {
+    fn slices<'a>(
+        &'a self,
+        filter: impl Fn(&Slot) -> bool + Clone + 'a,
+    ) -> impl Iterator<Item = &'a Slice> + Clone {
         self.slots.iter().filter(move |slot| filter(slot)).map(|slot| &slot.slice)
     }
     fn occupied(&self) -> Mask {
@@ -115,8 +118,12 @@ impl Ledger {
             .gpus
             .iter()
             .map(|(uuid, gpu)| {
-                let book =
-                    GpuBook { model: gpu.model.clone(), usable: gpu.usable, slots: Vec::new(), held: Mask::default() };
+                let book = GpuBook {
+                    model: gpu.model.clone(),
+                    usable: gpu.usable,
+                    slots: Vec::new(),
+                    held: Mask::default(),
+                };
                 (uuid.clone(), book)
             })
             .collect();
@@ -148,14 +155,8 @@ impl Ledger {
                 book.held = book.held.with(hold.mask());
             }
         }
-        let mut ledger = Self {
-            name: name.clone(),
-            gpus,
-            claims: Vec::new(),
-            holds,
-            claimed: BTreeMap::new(),
-            free,
-        };
+        let mut ledger =
+            Self { name: name.clone(), gpus, claims: Vec::new(), holds, claimed: BTreeMap::new(), free };
         for claim in &mig.spec.claims {
             ledger.enter_claim(claim.clone());
         }
@@ -165,7 +166,8 @@ impl Ledger {
     /// The node's `spec` as the book has it now.
     pub fn spec(&self) -> NodeSpec {
         let declared = |book: &GpuBook| {
-            let mut slices: Vec<Slice> = book.slices(|slot| slot.origin == Origin::Declared).cloned().collect();
+            let mut slices: Vec<Slice> =
+                book.slices(|slot| slot.origin == Origin::Declared).cloned().collect();
             slices.sort();
             slices
         };
@@ -219,21 +221,31 @@ impl Ledger {
     }
 
     /// Makes the slices that claims count on and `spec` lacks, where there is room, and lets go of broken slices once there
-    /// are enough whole ones: until then the agent goes on trying, and no place is tried twice in turn. Returns the profiles that stay short though none of their slices is merely broken.
-    pub fn mend(&mut self) -> Vec<ProfileName> {
+    /// are enough whole ones: until then the agent goes on trying, and no place is tried twice in turn. Only claims for which
+    /// `counts` says so are worth a new slice. Returns the profiles that stay short though none of their slices is merely
+    /// broken.
+    pub fn mend(&mut self, counts: impl Fn(&Claim) -> bool) -> Vec<ProfileName> {
+        let mut needed: BTreeMap<ProfileName, u32> = BTreeMap::new();
+        for claim in self.claims.iter().filter(|claim| counts(claim)) {
+            *needed.entry(claim.profile.clone()).or_default() += claim.slices;
+        }
         let mut short = Vec::new();
-        for (profile, claimed) in self.claimed.clone() {
-            while self.counted(&profile) < claimed {
+        for (profile, needed) in needed {
+            while self.counted(&profile) < needed {
                 if self.make(&profile).is_none() {
-                    if self.counted(&profile) + self.broken(&profile) < claimed {
+                    if self.counted(&profile) + self.broken(&profile) < needed {
                         short.push(profile.clone());
                     }
                     break;
                 }
             }
         }
-        let short_of: Vec<ProfileName> =
-            self.claimed.iter().filter(|(p, claimed)| self.whole(p) < **claimed).map(|(p, _)| p.clone()).collect();
+        let short_of: Vec<ProfileName> = self
+            .claimed
+            .iter()
+            .filter(|(p, claimed)| self.whole(p) < **claimed)
+            .map(|(p, _)| p.clone())
+            .collect();
         for book in self.gpus.values_mut() {
             book.slots.retain(|slot| {
                 !(slot.origin == Origin::Declared
@@ -261,7 +273,8 @@ impl Ledger {
         for (profile, count) in self.largest_first(slices)? {
             for _ in 0..count {
                 if self.counted(&profile) <= self.claimed(&profile) {
-                    let (displaced, cost) = self.make(&profile).ok_or_else(|| NoFit::NoRoom(profile.clone()))?;
+                    let (displaced, cost) =
+                        self.make(&profile).ok_or_else(|| NoFit::NoRoom(profile.clone()))?;
                     total.created += 1;
                     total.displaced += displaced;
                     total.fragmentation += cost.fragmentation;
@@ -305,7 +318,9 @@ impl Ledger {
         let mut next: Option<Timestamp> = None;
         let mut spare: BTreeMap<ProfileName, u32> = BTreeMap::new();
         for profile in self.gpus.values().flat_map(|b| b.slices(Slot::counts)).cloned().map(|s| s.profile) {
-            spare.entry(profile.clone()).or_insert_with(|| self.spare(&profile).min(self.spare_whole(&profile)));
+            spare
+                .entry(profile.clone())
+                .or_insert_with(|| self.spare(&profile).min(self.spare_whole(&profile)));
         }
         for book in self.gpus.values_mut() {
             book.slots.retain(|slot| {
@@ -378,11 +393,20 @@ impl Ledger {
 
     fn largest_first(&self, slices: &BTreeMap<ProfileName, u32>) -> Result<Vec<(ProfileName, u32)>, NoFit> {
         let size = |profile: &ProfileName| {
-            self.gpus.values().filter(|b| b.usable).filter_map(|b| b.model.profile(profile)).map(|p| p.size).max()
+            self.gpus
+                .values()
+                .filter(|b| b.usable)
+                .filter_map(|b| b.model.profile(profile))
+                .map(|p| p.size)
+                .max()
         };
         let mut sized = Vec::new();
         for (profile, count) in slices.iter().filter(|(_, count)| **count > 0) {
-            sized.push((size(profile).ok_or_else(|| NoFit::NotOffered(profile.clone()))?, profile.clone(), *count));
+            sized.push((
+                size(profile).ok_or_else(|| NoFit::NotOffered(profile.clone()))?,
+                profile.clone(),
+                *count,
+            ));
         }
         sized.sort_by(|a, b| b.0.cmp(&a.0).then_with(|| a.1.cmp(&b.1)));
         Ok(sized.into_iter().map(|(_, profile, count)| (profile, count)).collect())

@@ -84,8 +84,15 @@ mod tests {
     fn the_fuller_of_two_gpus_is_taken() {
         let model = a100();
         let small = model.profile(&"1g.10gb".parse().unwrap()).unwrap();
-        let best = |occupied| small.starts.iter().filter(|&&s| !Mask::overlaps(occupied, Mask::span(s, 1)))
-            .map(|&s| cost(&model, occupied, small, s)).min().unwrap();
+        let best = |occupied| {
+            small
+                .starts
+                .iter()
+                .filter(|&&s| !Mask::overlaps(occupied, Mask::span(s, 1)))
+                .map(|&s| cost(&model, occupied, small, s))
+                .min()
+                .unwrap()
+        };
         assert!(best(Mask::span(4, 4)) < best(Mask::default()));
     }
 }

@@ -117,7 +117,10 @@ mod tests {
             let profile: ProfileName = name.parse().unwrap();
             assert_eq!(ProfileName::from_resource(&profile.resource()), Some(Ok(profile)));
         }
-        assert_eq!("1g.24gb+me.all".parse::<ProfileName>().unwrap().resource(), "nvidia.com/mig-1g.24gb.me.all");
+        assert_eq!(
+            "1g.24gb+me.all".parse::<ProfileName>().unwrap().resource(),
+            "nvidia.com/mig-1g.24gb.me.all"
+        );
     }
 
     #[test]

@@ -24,7 +24,11 @@ impl Resources {
 
     /// The first resource, in order of names, of which there is less than `asked`.
     pub fn first_lacking<'a>(&self, asked: &'a Self) -> Option<&'a str> {
-        asked.0.iter().find(|(name, amount)| **amount > 0 && self.get(name) < **amount).map(|(name, _)| &**name)
+        asked
+            .0
+            .iter()
+            .find(|(name, amount)| **amount > 0 && self.get(name) < **amount)
+            .map(|(name, _)| &**name)
     }
 }
 

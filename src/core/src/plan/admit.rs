@@ -45,7 +45,11 @@ impl Pass<'_> {
             return self.tell(workload, CheckState::Ready, "No MIG slices asked for.");
         }
         let Some(policy) = workload.checks.iter().find_map(|c| c.policy.clone()) else {
-            return self.tell(workload, CheckState::Pending, "The AdmissionCheck is not active; see its Active condition.");
+            return self.tell(
+                workload,
+                CheckState::Pending,
+                "The AdmissionCheck is not active; see its Active condition.",
+            );
         };
         self.leave_silent_nodes(workload, &reservation.attempt);
         let passed = workload.checks.iter().all(|c| c.state == CheckState::Ready);
@@ -58,7 +62,11 @@ impl Pass<'_> {
                 self.set_check(workload, check, CheckState::Ready, READY, &label);
             }
         } else if passed && !workload.admitted {
-            self.tell(workload, CheckState::Pending, "A reserved slice was lost; waiting for it to be made again.");
+            self.tell(
+                workload,
+                CheckState::Pending,
+                "A reserved slice was lost; waiting for it to be made again.",
+            );
         } else if !passed {
             self.wait_for_slices(workload, reservation, demand, &policy);
         }
@@ -79,7 +87,8 @@ impl Pass<'_> {
             let Some(book) = self.books.get_mut(&name) else { continue };
             book.drop_claims(|c| c.workload.uid == workload.key.uid && c.attempt == *attempt);
         }
-        let lagging = self.books.keys().filter_map(|n| self.world.nodes.get(n)?.mig.as_ref()?.lagging_since).min();
+        let lagging =
+            self.books.keys().filter_map(|n| self.world.nodes.get(n)?.mig.as_ref()?.lagging_since).min();
         if let Some(since) = lagging {
             self.recheck(since + self.limits.agent_silence);
         }
@@ -144,10 +153,20 @@ impl Pass<'_> {
         let nodes = nodes.into_iter().collect::<Vec<_>>().join(", ");
         if until <= self.now {
             self.give_up(workload, &reservation.attempt);
-            self.tell(workload, CheckState::Retry, &format!("The slices reserved on {nodes} could not be made in time; see the MIGNode's slices."));
+            self.tell(
+                workload,
+                CheckState::Retry,
+                &format!(
+                    "The slices reserved on {nodes} could not be made in time; see the MIGNode's slices."
+                ),
+            );
         } else {
             self.recheck(until);
-            self.tell(workload, CheckState::Pending, &format!("Slices reserved on {nodes}; waiting for the node agent to make them."));
+            self.tell(
+                workload,
+                CheckState::Pending,
+                &format!("Slices reserved on {nodes}; waiting for the node agent to make them."),
+            );
         }
     }
 
@@ -160,7 +179,11 @@ impl Pass<'_> {
                 let unwritten = (!mig.confirmed.claims.contains(claim)).then_some(self.now);
                 let creating = mig.slices.iter().filter(|o| o.slice.profile == claim.profile);
                 let creating = creating.filter(|o| o.state == SliceState::Creating).map(|o| o.since);
-                begun = unwritten.into_iter().chain(mig.lagging_since).chain(creating).fold(begun, Timestamp::max);
+                begun = unwritten
+                    .into_iter()
+                    .chain(mig.lagging_since)
+                    .chain(creating)
+                    .fold(begun, Timestamp::max);
             }
         }
         begun
@@ -189,7 +212,9 @@ impl Pass<'_> {
                     here = here.max(claim.pods);
                     *mine.entry((node.name.clone(), claim.profile.clone())).or_default() += claim.slices;
                 }
-                if here > self.books.get(&node.name).map_or(0, |b| b.pods_of(&workload.key.uid, &pod_set.name)) {
+                if here
+                    > self.books.get(&node.name).map_or(0, |b| b.pods_of(&workload.key.uid, &pod_set.name))
+                {
                     return false;
                 }
                 pods += here;
@@ -202,7 +227,12 @@ impl Pass<'_> {
         let already = promised.to.contains(&me);
         let enough = mine.iter().all(|(place, slices)| {
             let others = promised.slices.get(place).copied().unwrap_or(0) - if already { *slices } else { 0 };
-            let there = self.world.nodes.get(&place.0).and_then(|n| n.mig.as_ref()).map_or(0, |m| usable(m, &place.1));
+            let there = self
+                .world
+                .nodes
+                .get(&place.0)
+                .and_then(|n| n.mig.as_ref())
+                .map_or(0, |m| usable(m, &place.1));
             others + slices <= there
         });
         if enough && !already {
@@ -228,7 +258,8 @@ impl Pass<'_> {
                 });
                 if !waits {
                     promised.to.insert((uid.clone(), claim.attempt.clone()));
-                    *promised.slices.entry((node.name.clone(), claim.profile.clone())).or_default() += claim.slices;
+                    *promised.slices.entry((node.name.clone(), claim.profile.clone())).or_default() +=
+                        claim.slices;
                 }
             }
         }
@@ -254,9 +285,7 @@ impl Pass<'_> {
         label: &[PodSetName],
     ) {
         // Only one write to a Workload at a time: the second would carry the same precondition and fail.
-        let under_way = |action: &Action| {
-            matches!(action, Action::SetCheck { workload: w, .. } if w.uid == workload.key.uid)
-        };
+        let under_way = |action: &Action| matches!(action, Action::SetCheck { workload: w, .. } if w.uid == workload.key.uid);
         if workload.busy || self.plan.actions.iter().any(under_way) {
             return;
         }

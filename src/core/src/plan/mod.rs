@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use crate::id::{Attempt, NodeName, PodSetName, PodUid, WorkloadKey, WorkloadUid};
 use crate::ledger::Ledger;
-use crate::node::{Node, NodeSpec, Version};
+use crate::node::{Claim, Node, NodeSpec, Version};
 use crate::resources::Resources;
 use crate::time::Timestamp;
 use crate::workload::{CheckState, Demand, Workload};
@@ -40,7 +40,7 @@ impl Default for Limits {
         Self {
             agent_silence: Duration::from_secs(15),
             patience: Duration::from_secs(5),
-            idle_retention: Duration::from_secs(300),
+            idle_retention: Duration::from_mins(5),
         }
     }
 }
@@ -52,7 +52,7 @@ pub struct Pod {
     pub key: PodKey,
     /// `metadata.resourceVersion`, the guard of writes.
     pub version: String,
-    /// Whether a write of ours to it is under way.
+    /// Whether it is being sent to the node that `pinned` names: from then on it counts as there, whatever its gate says.
     pub busy: bool,
     /// The workload that its label names.
     pub workload: Option<WorkloadUid>,
@@ -86,9 +86,9 @@ pub struct PodKey {
 }
 
 impl Pod {
-    /// Whether it can hold a slice, or come to hold one: released by us and not over.
+    /// Whether it can hold a slice, or come to hold one: released by us, or about to be, and not over.
     pub fn live(&self) -> bool {
-        !self.gated && !self.terminal
+        (!self.gated || self.busy) && !self.terminal
     }
 }
 
@@ -238,10 +238,12 @@ impl<'a> Pass<'a> {
         let names: Vec<NodeName> = self.books.keys().cloned().collect();
         for name in names {
             let Some(mut book) = self.books.remove(&name) else { continue };
-            let mut short = book.mend();
+            // What is about to be released is not worth a new slice.
+            let counts = |claim: &Claim| self.rightful(claim) || self.has_live_pods(&claim.workload.uid);
+            let mut short = book.mend(counts);
             while let Some(victim) = short.first().and_then(|profile| self.youngest_idle(&book, profile)) {
                 book.drop_claims(|claim| claim.workload.uid == victim);
-                short = book.mend();
+                short = book.mend(counts);
             }
             self.books.insert(name, book);
         }
@@ -252,7 +254,10 @@ impl<'a> Pass<'a> {
             .iter()
             .filter(|claim| claim.profile == *profile && !self.has_live_pods(&claim.workload.uid))
             .map(|claim| {
-                let since = self.world.workloads.get(&claim.workload.uid)
+                let since = self
+                    .world
+                    .workloads
+                    .get(&claim.workload.uid)
                     .and_then(|w| w.reservation.as_ref())
                     .map(|r| r.since);
                 (since, claim.workload.uid.clone())

@@ -126,7 +126,11 @@ impl Pass<'_> {
             return Err(Obstacle(format!(
                 "No node of {} offers MIG profile {profile}; offered there: {}.",
                 demand.flavors,
-                if offered.is_empty() { "none, since no GPU has MIG enabled".to_owned() } else { offered.into_iter().collect::<Vec<_>>().join(", ") }
+                if offered.is_empty() {
+                    "none, since no GPU has MIG enabled".to_owned()
+                } else {
+                    offered.into_iter().collect::<Vec<_>>().join(", ")
+                }
             )));
         }
         let usable: Vec<NodeName> = selected
@@ -202,5 +206,10 @@ fn pods(count: u32) -> String {
 
 /// What one pod asks for, as in "2 × 1g.10gb and 1 × 3g.40gb".
 pub(super) fn describe(demand: &PodSetDemand) -> String {
-    demand.slices.iter().map(|(profile, count)| format!("{count} × {profile}")).collect::<Vec<_>>().join(" and ")
+    demand
+        .slices
+        .iter()
+        .map(|(profile, count)| format!("{count} × {profile}"))
+        .collect::<Vec<_>>()
+        .join(" and ")
 }

@@ -14,7 +14,7 @@ use crate::workload::{CheckState, Workload};
 impl Pass<'_> {
     pub(super) fn release(&mut self) {
         let mut over: BTreeMap<WorkloadUid, (WorkloadKey, BTreeSet<Attempt>)> = BTreeMap::new();
-        for claim in self.books.values().flat_map(|book| book.claims()) {
+        for claim in self.books.values().flat_map(super::super::ledger::Ledger::claims) {
             if !self.rightful(claim) {
                 let entry = over.entry(claim.workload.uid.clone());
                 let (_, attempts) = entry.or_insert_with(|| (claim.workload.clone(), BTreeSet::new()));
@@ -26,7 +26,8 @@ impl Pass<'_> {
             if self.still_passes(&uid) {
                 continue;
             }
-            let confirmed = |attempt: &Attempt| self.world.confirmed.contains(&(uid.clone(), attempt.clone()));
+            let confirmed =
+                |attempt: &Attempt| self.world.confirmed.contains(&(uid.clone(), attempt.clone()));
             if attempts.iter().all(confirmed) {
                 self.strike_out(&uid, &attempts);
             } else if !self.has_live_pods(&uid) {
@@ -39,7 +40,7 @@ impl Pass<'_> {
         }
     }
 
-    fn rightful(&self, claim: &Claim) -> bool {
+    pub(super) fn rightful(&self, claim: &Claim) -> bool {
         self.world.workloads.get(&claim.workload.uid).is_some_and(|workload| {
             workload.entitled() && workload.reservation.as_ref().is_some_and(|r| r.attempt == claim.attempt)
         })
@@ -58,7 +59,13 @@ impl Pass<'_> {
             return;
         }
         for check in workload.checks.iter().filter(|c| c.state == CheckState::Ready) {
-            self.set_check(workload, check, CheckState::Pending, "Quota was withdrawn; the slices were given back.", &[]);
+            self.set_check(
+                workload,
+                check,
+                CheckState::Pending,
+                "Quota was withdrawn; the slices were given back.",
+                &[],
+            );
         }
     }
 

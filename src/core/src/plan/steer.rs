@@ -16,7 +16,7 @@ impl Pass<'_> {
             }
         }
         for pod in self.world.pods.values() {
-            if !pod.gated || pod.terminal || pod.deleting {
+            if !pod.gated || pod.busy || pod.terminal || pod.deleting {
                 continue;
             }
             let Some((workload, pod_set)) = self.belongs_to(pod) else {
@@ -24,16 +24,15 @@ impl Pass<'_> {
                 continue;
             };
             let Some(node) = self.spare_claim(workload, &pod_set, &here) else { continue };
-            let hostname = self.world.nodes.get(&node).and_then(|n| n.host.as_ref()).map(|h| h.hostname.clone());
+            let hostname =
+                self.world.nodes.get(&node).and_then(|n| n.host.as_ref()).map(|h| h.hostname.clone());
             let Some(hostname) = hostname else { continue };
             *here.entry((workload.key.uid.clone(), pod_set, node)).or_default() += 1;
-            if !pod.busy {
-                self.plan.actions.push(Action::Steer {
-                    pod: pod.key.clone(),
-                    expect: pod.version.clone(),
-                    hostname,
-                });
-            }
+            self.plan.actions.push(Action::Steer {
+                pod: pod.key.clone(),
+                expect: pod.version.clone(),
+                hostname,
+            });
         }
     }
 
@@ -56,7 +55,8 @@ impl Pass<'_> {
         pod_set: &PodSetName,
         here: &BTreeMap<(WorkloadUid, PodSetName, NodeName), u32>,
     ) -> Option<NodeName> {
-        let reservation = workload.reservation.as_ref().filter(|_| workload.entitled() && !workload.evicted)?;
+        let reservation =
+            workload.reservation.as_ref().filter(|_| workload.entitled() && !workload.evicted)?;
         if !workload.checks.iter().all(|c| c.state == CheckState::Ready) {
             return None;
         }

@@ -1,8 +1,8 @@
 use std::time::Duration;
 
-use super::world::{HOLD, World, gpu, pod_set};
+use super::world::{Case, HOLD, World, gpu, pod_set};
 use crate::geometry::tests::{a30, a100};
-use crate::node::{MigNode, NodeSpec, SliceState};
+use crate::node::{NodeSpec, SliceState};
 use crate::plan::Action;
 use crate::workload::{CheckState, Demand};
 
@@ -81,7 +81,7 @@ fn a_check_without_policy_says_where_to_look() {
 
 #[test]
 fn nothing_is_done_for_a_workload_that_is_evicted_inactive_finished_or_without_quota() {
-    let cases: [(&str, fn(&mut World)); 5] = [
+    let cases: [Case; 5] = [
         ("evicted", |w| w.workload_mut("job").evicted = true),
         ("inactive", |w| w.workload_mut("job").active = false),
         ("finished", |w| w.workload_mut("job").finished = true),
@@ -108,11 +108,11 @@ fn retry_and_rejected_are_left_to_kueue() {
 
 #[test]
 fn what_is_only_on_its_way_to_the_api_server_makes_nothing_ready() {
-    let cases: [(&str, fn(&mut MigNode)); 4] = [
-        ("the claim is being written", |mig| mig.confirmed.claims.clear()),
-        ("the slice is being declared", |mig| mig.confirmed.gpus.clear()),
-        ("all of it is being written", |mig| mig.confirmed = NodeSpec::default()),
-        ("the slice is being taken away", |mig| mig.spec.gpus.clear()),
+    let cases: [Case; 4] = [
+        ("the claim is being written", |w| w.mig_mut("n0").confirmed.claims.clear()),
+        ("the slice is being declared", |w| w.mig_mut("n0").confirmed.gpus.clear()),
+        ("all of it is being written", |w| w.mig_mut("n0").confirmed = NodeSpec::default()),
+        ("the slice is being taken away", |w| w.mig_mut("n0").spec.gpus.clear()),
     ];
     for (name, change) in cases {
         let mut world = World::with_nodes(&[&[a100()]]);
@@ -120,9 +120,8 @@ fn what_is_only_on_its_way_to_the_api_server_makes_nothing_ready() {
         world.step();
         world.agents();
         let written = world.mig("n0").clone();
-        let mig = world.mig_mut("n0");
-        change(mig);
-        mig.busy = true;
+        change(&mut world);
+        world.mig_mut("n0").busy = true;
         assert_eq!(world.plan().actions, [], "{name}");
         *world.mig_mut("n0") = written;
         world.step();
@@ -220,7 +219,7 @@ fn a_workload_that_does_not_fit_keeps_its_quota_for_a_while_and_longer_after_eac
         world.settle();
         assert_eq!(world.plan().recheck_at, Some(since + hold));
         let message = world.check("job").1.to_owned();
-        world.pass_time(hold - Duration::from_millis(1));
+        world.now.0 = (since + hold).0 - 1;
         world.settle();
         assert_eq!(world.state("job"), CheckState::Pending);
         assert_eq!(world.check("job").1, message, "a message does not change while its reason stays");

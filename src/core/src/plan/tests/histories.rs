@@ -143,6 +143,20 @@ impl History {
                     self.world.end_pod(&uid);
                 }
             }
+            Event::Wait(seconds) => self.world.pass_time(Duration::from_secs(seconds)),
+            Event::Crash(done) => {
+                for (i, action) in self.world.plan().actions.iter().enumerate() {
+                    if done >> (i % 32) & 1 == 1 {
+                        self.world.apply(action);
+                    }
+                }
+            }
+            ref fault => self.breaks(fault),
+        }
+    }
+
+    fn breaks(&mut self, fault: &Event) {
+        match *fault {
             Event::BreakSlice(i) => {
                 let all = self.world.snap.nodes.values().flat_map(|n| {
                     let idle = n.mig.iter().flat_map(|m| &m.slices).filter(|o| o.state == SliceState::Idle);
@@ -199,14 +213,7 @@ impl History {
                     (host.traits.unschedulable, host.ready) = (false, true);
                 }
             }
-            Event::Wait(seconds) => self.world.pass_time(Duration::from_secs(seconds)),
-            Event::Crash(done) => {
-                for (i, action) in self.world.plan().actions.iter().enumerate() {
-                    if done >> (i % 32) & 1 == 1 {
-                        self.world.apply(action);
-                    }
-                }
-            }
+            ref other => unreachable!("{other:?} breaks nothing"),
         }
     }
 
@@ -221,7 +228,7 @@ impl History {
             if !self.world.hurt.contains(&node.name) {
                 for profile in mig.confirmed.claims.iter().map(|c| &c.profile) {
                     let (promised, usable) =
-                        (self.world.promised(node, profile, None), self.world.usable(node, profile));
+                        (self.world.promised(node, profile, None), World::usable(node, profile));
                     assert!(
                         promised <= usable,
                         "S2: {promised} × {profile} on {}, {usable} usable",

@@ -193,3 +193,17 @@ fn a_claim_whose_slice_was_taken_by_mischief_goes_when_nothing_runs_on_it() {
     assert_eq!(world.claims("new"), claims(&[]));
     assert_eq!(world.state("new"), CheckState::Pending);
 }
+
+#[test]
+fn a_claim_that_is_about_to_be_released_is_not_worth_a_new_slice() {
+    let mut world = World::with_nodes(&[&[a30()]]);
+    world.submit("job", 1, &[("1g.6gb", 1)]);
+    world.settle();
+    let mut stray = world.mig("n0").confirmed.claims[0].clone();
+    stray.workload.uid = "nobody".into();
+    stray.profile = "2g.12gb".parse().unwrap();
+    world.edit_spec("n0", |spec| spec.claims.push(stray));
+    world.settle();
+    assert_eq!(world.mig("n0").confirmed.claims.len(), 1);
+    assert!(world.declared("n0").iter().all(|slice| slice.profile.as_str() == "1g.6gb"));
+}

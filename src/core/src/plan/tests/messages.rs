@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::world::{World, gpu, pod_set};
+use super::world::{Case, World, gpu, pod_set};
 use crate::geometry::tests::a30;
 use crate::workload::{CheckState, Demand};
 
@@ -64,7 +64,7 @@ fn what_no_empty_cluster_could_hold_is_told_with_what_it_could() {
 
 #[test]
 fn a_message_stays_the_same_while_its_reason_does() {
-    let cases: [(&str, fn(&mut World)); 4] = [
+    let cases: [Case; 4] = [
         ("a profile that there is not", |w| w.submit("job", 1, &[("9g.99gb", 1)])),
         ("more than there is", |w| w.submit("job", 3, &[("4g.24gb", 1)])),
         ("waiting for slices", |w| {

@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use super::world::{HOLD, World, gpu, pod_set, slice};
+use super::world::{Case, HOLD, World, gpu, pod_set, slice};
 use crate::constraints::{Effect, Taint};
 use crate::geometry::tests::{a30, a100, rtx_pro_6000};
 use crate::plan::Action;
@@ -140,7 +140,7 @@ fn pods_of_others_leave_less_for_slices() {
 
 #[test]
 fn nodes_that_are_cordoned_tainted_not_ready_gone_or_silent_get_nothing() {
-    let cases: [(&str, fn(&mut World)); 5] = [
+    let cases: [Case; 5] = [
         ("cordoned", |w| w.host_mut("n0").traits.unschedulable = true),
         ("tainted", |w| {
             let taint = Taint { key: "down".to_owned(), value: String::new(), effect: Effect::NoSchedule };

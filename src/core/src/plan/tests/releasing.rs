@@ -1,4 +1,4 @@
-use super::world::{World, gpu, pod_set};
+use super::world::{HOLD, World, gpu, pod_set};
 use crate::geometry::tests::{a30, a100};
 use crate::plan::Action;
 use crate::workload::{CheckState, Demand};
@@ -144,6 +144,36 @@ fn a_new_reservation_waits_for_the_pods_of_the_old_one() {
     world.end_pod(&pod);
     world.settle();
     assert_eq!(world.state("job"), CheckState::Ready);
+}
+
+#[test]
+fn the_claims_of_an_earlier_reservation_wait_for_its_pods_to_be_read_though_the_new_one_fits_nowhere() {
+    let mut world = two_full_nodes();
+    world.evict("job");
+    world.reserve("job", Demand::Slices(vec![pod_set(3, &[("4g.24gb", 1)])]));
+    world.step();
+    assert_eq!(world.claims("job").len(), 2);
+    world.settle();
+    assert_eq!(world.claims("job"), [].into());
+}
+
+#[test]
+fn the_claims_of_an_earlier_reservation_stay_with_its_pods_when_the_new_one_is_given_up() {
+    let mut world = World::with_nodes(&[&[a30()]]);
+    world.submit("job", 1, &[("2g.12gb", 1)]);
+    let pod = world.create_pod("job");
+    world.settle();
+    world.evict("job");
+    world.reserve("job", Demand::Slices(vec![pod_set(1, &[("1g.6gb", 1)])]));
+    for _ in 0..3 {
+        world.settle();
+        world.pass_time(HOLD);
+    }
+    assert_eq!(world.state("job"), CheckState::Retry);
+    assert_eq!(world.claims("job"), [("n0".to_owned(), 1)].into(), "its pod still runs");
+    world.end_pod(&pod);
+    world.settle();
+    assert_eq!(world.claims("job"), [].into());
 }
 
 #[test]

@@ -1,4 +1,4 @@
-use super::world::World;
+use super::world::{Case, World};
 use crate::geometry::tests::{a30, a100};
 use crate::plan::Action;
 use crate::workload::CheckState;
@@ -51,7 +51,7 @@ fn pods_stay_gated_until_their_workload_is_ready() {
 
 #[test]
 fn pods_of_an_evicted_finished_or_unreserved_workload_stay_gated() {
-    let cases: [(&str, fn(&mut World)); 3] = [
+    let cases: [Case; 3] = [
         ("evicted", |w| w.workload_mut("job").evicted = true),
         ("finished", |w| w.finish("job")),
         ("without quota", |w| w.withdraw_quota("job")),
@@ -89,8 +89,11 @@ fn a_pod_whose_release_is_under_way_counts_and_is_not_released_twice() {
     world.settle();
     let first = world.create_pod("job");
     world.create_pod("job");
-    world.snap.pods.get_mut(&first).unwrap().busy = true;
+    let sent = world.snap.pods.get_mut(&first).unwrap();
+    (sent.busy, sent.pinned) = (true, Some("n0.example".to_owned()));
     assert_eq!(world.plan().actions, []);
+    world.finish("job");
+    assert_eq!(world.plan().actions, [], "it may come to hold a slice at any moment");
 }
 
 #[test]
@@ -151,4 +154,17 @@ fn a_queued_pod_whose_workload_is_not_known_yet_just_waits() {
     let pod = world.create_pod("job");
     world.snap.pods.get_mut(&pod).unwrap().workload = None;
     assert_eq!(world.plan().actions, []);
+}
+
+#[test]
+fn no_pod_is_sent_to_a_claim_of_an_earlier_reservation() {
+    let mut world = World::with_nodes(&[&[a30()], &[a30()]]);
+    world.submit("job", 1, &[("4g.24gb", 1)]);
+    world.settle();
+    let mut old = world.mig("n0").confirmed.claims[0].clone();
+    old.attempt = "earlier".into();
+    world.edit_spec("n1", |spec| spec.claims.push(old));
+    world.create_pod("job");
+    world.create_pod("job");
+    assert_eq!(steered(&world.plan().actions), ["n0.example"]);
 }

@@ -16,10 +16,13 @@ use crate::workload::{Check, CheckState, Demand, PodSetDemand, Policy, Reservati
 
 mod effects;
 
+/// A case of a test: its name, and what sets it up.
+pub(super) type Case = (&'static str, fn(&mut World));
+
 /// How often a world may be planned before it must be at rest.
 const ROUNDS: usize = 12;
 
-pub(super) const HOLD: Duration = Duration::from_secs(60);
+pub(super) const HOLD: Duration = Duration::from_mins(1);
 
 /// A place: node, GPU and slice.
 pub(super) type Place = (NodeName, GpuUuid, Slice);

@@ -239,7 +239,7 @@ impl World {
             for profile in mine.map(|c| &c.profile) {
                 let promised = self.promised(node, profile, Some(&workload.key.uid));
                 assert!(
-                    promised <= self.usable(node, profile),
+                    promised <= Self::usable(node, profile),
                     "S4: {} lacks {profile} on {}",
                     workload.key,
                     node.name
@@ -263,7 +263,7 @@ impl World {
     }
 
     /// Slices of a profile that are declared and that pods can have or have.
-    pub fn usable(&self, node: &Node, profile: &ProfileName) -> u32 {
+    pub fn usable(node: &Node, profile: &ProfileName) -> u32 {
         let Some(mig) = &node.mig else { return 0 };
         let usable = mig.slices.iter().filter(|o| {
             o.slice.profile == *profile
