@@ -182,7 +182,7 @@ impl Journal {
 
 /// A name beside `path` that is not taken.
 fn aside(path: &Path) -> PathBuf {
-    (0..)
+    (0..u32::MAX)
         .map(|n| path.with_extension(format!("json.corrupt-{n}")))
         .find(|candidate| !candidate.exists())
         .unwrap_or_else(|| path.with_extension("json.corrupt"))

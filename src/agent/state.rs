@@ -194,7 +194,7 @@ impl Agent {
                     })
                     .collect();
             }
-            self.written = object.status.clone();
+            self.written.clone_from(&object.status);
         } else if object.status != self.written && object.status.is_none() {
             // A new object under the same name.
             self.written = None;

@@ -14,5 +14,10 @@ pub fn files() -> Result<Vec<(&'static str, String)>, serde_saphyr::ser::Error> 
 
 /// All of them as one stream.
 pub fn all_yaml() -> Result<String, serde_saphyr::ser::Error> {
-    Ok(files()?.into_iter().map(|(_, yaml)| format!("---\n{yaml}")).collect())
+    let mut stream = String::new();
+    for (_, yaml) in files()? {
+        stream.push_str("---\n");
+        stream.push_str(&yaml);
+    }
+    Ok(stream)
 }

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 /// What Slicegate wants of a node's GPUs: the slices to make on each, and who may use how many of them. Written by the
 /// controller alone; edits by hand are put right.
 #[derive(CustomResource, KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[expect(clippy::duplicated_attributes, reason = "columns of one type")]
 #[kube(
     group = "slicegate.dev",
     version = "v1alpha1",

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 /// How an AdmissionCheck reserves slices. An AdmissionCheck names one in spec.parameters; every field has a default.
 #[derive(CustomResource, KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[expect(clippy::duplicated_attributes, reason = "columns of one type")]
 #[kube(
     group = "slicegate.dev",
     version = "v1alpha1",

@@ -31,6 +31,10 @@ pub fn table(nodes: &[MIGNode]) -> String {
     for column in table.column_iter_mut() {
         column.set_padding((0, 3));
     }
-    let lines = table.to_string();
-    lines.lines().map(|line| format!("{}\n", line.trim_end())).collect()
+    let mut text = String::new();
+    for line in table.lines() {
+        text.push_str(line.trim_end());
+        text.push('\n');
+    }
+    text
 }

@@ -31,6 +31,7 @@ pub enum Change<K> {
 }
 
 /// A change of anything that the controller watches.
+#[expect(clippy::large_enum_variant, reason = "made and taken apart once each, never kept")]
 #[derive(Debug)]
 pub enum Update {
     /// A Node.
@@ -125,9 +126,14 @@ impl Index {
     pub fn apply(&mut self, now: Timestamp, update: Update) {
         match update {
             Update::Node(change) => {
-                self.spread("Node", change, Self::set_node, |s, n| {
-                    s.forget_node(&NodeName::from(n.name_any()));
-                });
+                self.spread(
+                    "Node",
+                    change,
+                    |s, n| s.set_node(&n),
+                    |s, n| {
+                        s.forget_node(&NodeName::from(n.name_any()));
+                    },
+                );
             }
             Update::MigNode(change) => self.spread(
                 "MIGNode",
@@ -237,10 +243,10 @@ impl Index {
         }
     }
 
-    fn set_node(&mut self, node: Node) {
-        let (name, version) = (NodeName::from(node.name_any()), version(&node));
+    fn set_node(&mut self, node: &Node) {
+        let (name, version) = (NodeName::from(node.name_any()), version(node));
         if self.hosts.get(&name).is_none_or(|(known, _)| version >= *known) {
-            self.hosts.insert(name.clone(), (version, host::host(&node)));
+            self.hosts.insert(name.clone(), (version, host::host(node)));
             self.assemble(&name);
         }
     }

@@ -1,1 +1,15 @@
+//! The agent against the NVML ABI; generated files, manifests and the repository's own rules.
 
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking, in its helpers too")]
+
+mod agent;
+mod crds;
+mod manifests;
+mod repository;
+
+use std::path::{Path, PathBuf};
+
+/// A file of the repository.
+fn repository(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
+}

@@ -91,6 +91,30 @@ impl Tables {
         let profile = self.model.profile(name)?;
         Some((self.profiles.iter().find(|p| p.id == profile.id)?, profile))
     }
+
+    fn compute_profiles(
+        &self,
+        mig: &Mig<'_>,
+        instance: GpuInstance,
+    ) -> Result<Vec<ComputeProfile>, NvmlError> {
+        let mut known = self.compute.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(profiles) = known.get(&instance.profile_id) {
+            return Ok(profiles.clone());
+        }
+        let profiles = mig.compute_profiles(instance)?;
+        known.insert(instance.profile_id, profiles.clone());
+        Ok(profiles)
+    }
+
+    /// The compute instance profile over the full width: all compute slices, the most multiprocessors, the lowest id.
+    fn full_width(&self, mig: &Mig<'_>, instance: GpuInstance) -> Result<Option<ComputeProfile>, NvmlError> {
+        let width = self.profiles.iter().find(|p| p.id == instance.profile_id).map(|p| p.compute_slices);
+        let profiles = self.compute_profiles(mig, instance)?;
+        Ok(profiles
+            .into_iter()
+            .filter(|p| Some(p.slices) == width)
+            .max_by_key(|p| (p.multiprocessors, std::cmp::Reverse(p.id))))
+    }
 }
 
 impl Driver {
@@ -165,7 +189,7 @@ impl Driver {
             .into_iter()
             .map(|(profile, instance)| {
                 let inside: Vec<_> = devices.iter().filter(|d| d.instance == instance.id).collect();
-                let full = self.full_width(&tables, &mig, instance)?;
+                let full = tables.full_width(&mig, instance)?;
                 let whole = match (full, inside.as_slice()) {
                     (Some(full), [only]) => {
                         mig.computes(instance, full.id)?.iter().any(|c| c.id == only.compute)
@@ -195,7 +219,7 @@ impl Driver {
                 mig.create_instance(profile.id, slice.start.into(), slice.size.into())
             })
             .map_err(CreateError::Instance)?;
-        let compute = self.full_width(&tables, &mig, instance).and_then(|full| {
+        let compute = tables.full_width(&mig, instance).and_then(|full| {
             let full = full.ok_or(NvmlError {
                 call: "nvmlGpuInstanceGetComputeInstanceProfileInfo",
                 code: code::NOT_FOUND,
@@ -248,7 +272,7 @@ impl Driver {
         if !is_meant {
             return Ok(());
         }
-        for profile in self.compute_profiles(&tables, &mig, instance)? {
+        for profile in tables.compute_profiles(&mig, instance)? {
             for compute in mig.computes(instance, profile.id)? {
                 self.timed("destroy_compute_instance", || mig.destroy_compute(compute))?;
             }
@@ -296,36 +320,6 @@ impl Driver {
         let tables = Arc::new(Tables { model: Arc::new(model), profiles, compute: Mutex::default() });
         self.tables.lock().unwrap_or_else(PoisonError::into_inner).insert(index, tables.clone());
         Ok(tables)
-    }
-
-    fn compute_profiles(
-        &self,
-        tables: &Tables,
-        mig: &Mig<'_>,
-        instance: GpuInstance,
-    ) -> Result<Vec<ComputeProfile>, NvmlError> {
-        let mut known = tables.compute.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(profiles) = known.get(&instance.profile_id) {
-            return Ok(profiles.clone());
-        }
-        let profiles = mig.compute_profiles(instance)?;
-        known.insert(instance.profile_id, profiles.clone());
-        Ok(profiles)
-    }
-
-    /// The compute instance profile over the full width: all compute slices, the most multiprocessors, the lowest id.
-    fn full_width(
-        &self,
-        tables: &Tables,
-        mig: &Mig<'_>,
-        instance: GpuInstance,
-    ) -> Result<Option<ComputeProfile>, NvmlError> {
-        let width = tables.profiles.iter().find(|p| p.id == instance.profile_id).map(|p| p.compute_slices);
-        let profiles = self.compute_profiles(tables, mig, instance)?;
-        Ok(profiles
-            .into_iter()
-            .filter(|p| Some(p.slices) == width)
-            .max_by_key(|p| (p.multiprocessors, std::cmp::Reverse(p.id))))
     }
 
     fn timed<T>(&self, call: &str, operation: impl FnOnce() -> Result<T, NvmlError>) -> Result<T, NvmlError> {

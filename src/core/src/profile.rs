@@ -36,8 +36,10 @@ impl Media {
     /// Whether two slices of one GPU can both have what they ask for.
     pub fn goes_with(self, other: Self) -> bool {
         match (self, other) {
-            (Self::None, _) | (_, Self::None) | (Self::Share, Self::Share | Self::Extension) => true,
-            (Self::Extension, Self::Share) => true,
+            (Self::None, _)
+            | (_, Self::None)
+            | (Self::Share, Self::Share | Self::Extension)
+            | (Self::Extension, Self::Share) => true,
             (Self::All, _) | (_, Self::All) | (Self::Extension, Self::Extension) => false,
         }
     }

@@ -94,6 +94,7 @@ impl Policy {
 }
 
 /// A Workload that lists at least one of our checks.
+#[expect(clippy::struct_excessive_bools, reason = "Kueue's conditions, which vary independently")]
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Workload {
     /// Who it is.

@@ -46,6 +46,10 @@ impl Default for Limits {
 }
 
 /// A pod that asks for MIG slices or belongs to one of our workloads.
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a fact of the pod by itself; there is no state machine in them"
+)]
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pod {
     /// Who it is.
