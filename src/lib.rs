@@ -1,4 +1,34 @@
-//! Slicegate.
+//! Slicegate reserves exact NVIDIA MIG slices before Kueue admits a workload.
+//!
+//! ```text
+//!             Workload (Kueue)                    MIGNode/<node>                          NVML, kubelet
+//! user ─ Job ─▶ Kueue ─▶ check Pending ─▶ controller ── spec: geometry, claims ─▶ agent ──▶ GPU instances
+//!                        check Ready  ◀── controller ◀─ status: gpus, slices ─── agent ──▶ Node resources
+//!                                         pods gated at creation, pinned and released by the controller
+//! ```
+//!
+//! # Map
+//!
+//! * [`slicegate_core`]: every decision, as functions of what is known. No client, no clock, no NVML: enforced by its
+//!   dependencies and its `clippy.toml`. Start at [`slicegate_core::plan`] and [`slicegate_core::agent`].
+//! * [`api`]: `MIGNode`, `SlicePolicy`, the part of Kueue that is read; the only conversions to and from the core.
+//! * [`controller`]: one task owns the index and decides; watches and finished writes reach it as messages.
+//! * [`agent`]: one task owns what is known of a node; NVML calls run beside it, one at a time on each GPU.
+//! * [`cli`]: `kubectl slices`. [`runtime`]: logs, signals, health, metrics.
+//! * `src/nvml-sim`: a shared library with NVML's C ABI, which every NVML test and the demo run against.
+//!
+//! # Invariants
+//!
+//! * Controller and agents never speak to each other: they meet in MIGNodes, of which the controller writes `spec` only and
+//!   the agent `status` only.
+//! * Every write carries the precondition that its decision rested on. A write that is refused is decided anew, never forced.
+//! * No two slices of a GPU overlap: the planner places none, the API server accepts none, the agent makes none, NVML would
+//!   refuse one.
+//! * Ready is written only when the claims are durable and the agent reports every slice that they count on as schedulable.
+//! * A claim is dropped only when its workload has lost its right *and* the API server, asked afresh, has no pod of it there.
+//! * An agent has an intent on disk before it asks NVML for an instance; what no intent speaks of is foreign and stays.
+//! * Nothing is remembered that cannot be found out again: crash anything, and the next decision is the same.
+
 pub mod agent;
 pub mod api;
 pub mod cli;

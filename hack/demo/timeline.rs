@@ -1,6 +1,7 @@
 //! When each workload reached each phase, by the arrival of watch events.
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -149,26 +150,26 @@ impl Timeline {
     /// The time of each phase of each workload.
     pub fn table(&self) -> String {
         let known = self.known();
-        let mut text = format!("{:<12} {:>4}", "WORKLOAD", "PODS");
-        for phase in PHASES {
-            text += &format!(" {:>9}", format!("{phase:?}").to_uppercase());
-        }
-        text.push('\n');
+        let mut head = vec!["WORKLOAD".to_owned(), "PODS".to_owned()];
+        head.extend(PHASES.iter().map(|phase| format!("{phase:?}").to_uppercase()));
+        let mut rows = vec![head];
         for owner in &known.order {
             let Some(track) = known.tracks.get(owner) else { continue };
-            text += &format!("{owner:<12} {:>4}", track.pods);
-            let mut before = None;
+            let mut row = vec![owner.clone(), track.pods.to_string()];
+            let mut before: Option<Instant> = None;
             for phase in PHASES {
                 let at = track.reached.get(&phase).copied();
-                let since = at
-                    .zip(before)
-                    .map(|(at, before): (Instant, Instant)| at.saturating_duration_since(before));
-                text += &match (phase, since, at) {
-                    (Phase::Queued, _, Some(_)) => format!(" {:>9}", 0),
-                    (_, Some(since), _) => format!(" {:>9}", since.as_millis()),
-                    _ => format!(" {:>9}", "-"),
-                };
+                let since = at.map(|at| at.saturating_duration_since(before.unwrap_or(at)).as_millis());
+                row.push(since.map_or_else(|| "-".to_owned(), |ms| ms.to_string()));
                 before = at.or(before);
+            }
+            rows.push(row);
+        }
+        let mut text = String::new();
+        for row in rows {
+            let _ = write!(text, "{:<12}", row[0]);
+            for cell in &row[1..] {
+                let _ = write!(text, "{cell:>9}");
             }
             text.push('\n');
         }

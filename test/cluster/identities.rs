@@ -27,6 +27,7 @@ fn gates(pod: &Pod) -> Vec<String> {
     pod.spec.iter().flat_map(|s| s.scheduling_gates.iter().flatten()).map(|g| g.name.clone()).collect()
 }
 
+#[expect(clippy::too_many_lines, reason = "a list of what is refused, in one place")]
 #[tokio::test(flavor = "multi_thread")]
 async fn an_agent_writes_its_own_nodes_objects_and_nothing_else() -> Result<()> {
     let world = World::with(vec![GpuNode::a30("gpu-a"), GpuNode::a30("gpu-b")]).await?;

@@ -124,7 +124,7 @@ fn a_slice_is_made_at_exactly_its_place_and_destroyed_again() {
             (real[0].profile.as_str(), real[0].start, real[0].mig_uuid()),
             ("2g.20gb", 4, Some(compute.uuid.as_str()))
         );
-        assert_eq!(driver.instances(0).unwrap(), [made.clone()]);
+        assert_eq!(driver.instances(0).unwrap(), std::slice::from_ref(&made));
         driver.destroy(0, made.id, &slice("1g.10gb", 0, 1)).unwrap();
         assert_eq!(driver.instances(0).unwrap().len(), 1, "another slice with that id is not meant");
         driver.destroy(0, made.id, &wanted).unwrap();
