@@ -174,3 +174,77 @@ async fn one_that_finds_no_room_is_queued_again_and_gets_its_turn() -> Result<()
     world.until_released().await?;
     world.rig.down().await
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_instance_that_somebody_else_made_is_reported_and_left_alone() -> Result<()> {
+    let world = World::with(vec![GpuNode::a30("gpu-a30")]).await?;
+    let gpus = StateDir::open(gpu_state(&world.rig, "gpu-a30"));
+    let uuid = gpus.read()?.gpus[0].uuid.clone();
+    let foreign = gpus.create_instance(&uuid, "1g.6gb", Some(1))?;
+    // The agent looks at the GPUs anew when it starts.
+    world.rig.restart("agent-gpu-a30").await?;
+    world
+        .until("it is reported", || async {
+            let status = world.mig_node("gpu-a30").await?.status.unwrap_or_default();
+            Ok(status.foreign.iter().any(|f| f.gpu == uuid && f.profile == "1g.6gb" && f.start == 1))
+        })
+        .await?;
+    // Seven quarters are left of two GPUs, and one whole GPU.
+    world.submit(&job("default", "quarters", 7, &[("1g.6gb", 1)], "0.5")).await?;
+    world.until("seven run beside it", || world.job_done("default", "quarters")).await?;
+    world.submit(&job("default", "whole", 1, &[("4g.24gb", 1)], "0.2")).await?;
+    world.until("a whole one runs on the other GPU", || world.job_done("default", "whole")).await?;
+    world.until_released().await?;
+    let left: Vec<_> = gpus.instances()?.into_iter().filter(|i| i.gpu_uuid == uuid && i.start == 1).collect();
+    assert_eq!(left, [foreign]);
+    world.rig.down().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn health_and_metrics_are_served() -> Result<()> {
+    let world = World::with(vec![GpuNode::a30("gpu-a30")]).await?;
+    world.submit(&job("default", "one", 1, &[("1g.6gb", 1)], "0.2")).await?;
+    world.until("it is complete", || world.job_done("default", "one")).await?;
+    for (process, metrics) in [
+        (
+            "controller",
+            &[
+                "slicegate_check_transitions_total{from=\"Pending\",state=\"Ready\"} 1",
+                "slicegate_reserve_to_ready_milliseconds_count 1",
+                "slicegate_writes_total{",
+                "slicegate_plan_seconds_count",
+            ][..],
+        ),
+        (
+            "agent-gpu-a30",
+            &[
+                "slicegate_agent_slices{profile=\"1g.6gb\",state=\"Idle\"} 1",
+                "slicegate_nvml_call_seconds_count{call=\"create_gpu_instance\",result=\"ok\"} 1",
+            ],
+        ),
+    ] {
+        let port = world.rig.process(process).and_then(|p| p.spec().port).expect("port");
+        assert!(get(port, "/healthz").await?.ends_with("ok\n"), "{process}");
+        assert!(get(port, "/readyz").await?.starts_with("HTTP/1.1 200"), "{process}");
+        for metric in metrics {
+            world
+                .until(&format!("{process} shows {metric}"), || async {
+                    Ok(get(port, "/metrics").await?.contains(metric))
+                })
+                .await?;
+        }
+    }
+    world.rig.down().await
+}
+
+/// The answer to a plain HTTP request.
+async fn get(port: u16, path: &str) -> Result<String> {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let mut stream = tokio::net::TcpStream::connect(("127.0.0.1", port)).await?;
+    stream
+        .write_all(format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").as_bytes())
+        .await?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await?;
+    Ok(answer)
+}

@@ -271,3 +271,24 @@ fn a_library_that_is_missing_or_is_not_nvml_is_named() {
     let other = open("libc.so.6");
     assert!(other.contains("NVML does not start"), "{other}");
 }
+
+#[test]
+fn a_driver_too_old_for_mig_is_named_with_what_it_lacks() {
+    let folder = tempfile::tempdir().unwrap();
+    let (source, library) = (folder.path().join("old.c"), folder.path().join("libnvidia-ml.so.1"));
+    let code = "int nvmlInit_v2(void) { return 0; }\n\
+                int nvmlInitWithFlags(unsigned flags) { return 0; }\n\
+                int nvmlShutdown(void) { return 0; }\n\
+                int nvmlSystemGetDriverVersion(char *version, unsigned length) {\n\
+                  const char *old = \"390.46\";\n\
+                  for (unsigned i = 0; i < 7 && i < length; i++) version[i] = old[i];\n\
+                  return 0;\n\
+                }\n";
+    std::fs::write(&source, code).unwrap();
+    let built =
+        Command::new("cc").args(["-shared", "-fPIC", "-o"]).args([&library, &source]).status().unwrap();
+    assert!(built.success());
+    let error = Driver::open(Some(&library), None).err().unwrap().to_string();
+    assert!(error.starts_with("the NVIDIA driver 390.46 is too old for MIG by placement"), "{error}");
+    assert!(error.contains("nvmlDeviceCreateGpuInstanceWithPlacement"), "{error}");
+}

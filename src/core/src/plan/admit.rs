@@ -137,13 +137,15 @@ impl Pass<'_> {
         demand: &[PodSetDemand],
         policy: &Policy,
     ) {
-        let patience = reservation.since + self.limits.patience;
+        // Room may have been found late: the agents' time begins then.
+        let begun = self.begun(&workload.key.uid).max(reservation.since);
+        let patience = begun + self.limits.patience;
         if self.now < patience {
             return self.recheck(patience);
         }
         let retries = workload.checks.iter().map(|c| c.retry_count).max().unwrap_or(0);
         let hold = reservation.since + policy.hold_after(retries).max(self.limits.patience);
-        let until = hold.max(self.begun(&workload.key.uid) + self.limits.patience);
+        let until = hold.max(patience);
         let nodes: BTreeSet<&str> = self
             .books
             .values()
@@ -170,7 +172,7 @@ impl Pass<'_> {
         }
     }
 
-    /// Since when the agents have been at work on what a workload claims: room may have been found late.
+    /// Since when the agents have been at work on what a workload claims.
     fn begun(&self, workload: &WorkloadUid) -> Timestamp {
         let mut begun = Timestamp::default();
         for (name, book) in &self.books {
