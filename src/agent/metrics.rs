@@ -5,7 +5,7 @@ use std::time::Duration;
 use prometheus::{HistogramOpts, HistogramVec, IntGaugeVec, Opts, Registry};
 use slicegate_core::agent::Report;
 
-use super::report::state_name;
+use crate::api::convert::mig::state_to_api;
 
 /// The agent's metrics.
 pub struct Metrics {
@@ -38,7 +38,8 @@ impl Metrics {
         // Labels that no slice has any more must vanish.
         self.slices.reset();
         for report in reports {
-            self.slices.with_label_values(&[report.slice.profile.as_str(), state_name(report.state)]).inc();
+            let state = format!("{:?}", state_to_api(report.state));
+            self.slices.with_label_values(&[report.slice.profile.as_str(), &state]).inc();
         }
     }
 }

@@ -32,7 +32,7 @@ use crate::api::names;
 use crate::runtime::Ready;
 pub use metrics::Metrics;
 use nvml::{Driver, OpenError};
-use state::{Agent, Message};
+use state::{Agent, Means, Message};
 
 /// Pause after the API server would not take something.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -150,7 +150,8 @@ pub async fn run(
         tokio::spawn(async move { stand_in::follow(client, &name, holders).await })
     };
     let rescan = Duration::from_secs(args.rescan_seconds.max(1));
-    let mut agent = Agent::new(name, boot_id, driver, journal, node_status, mig_nodes, metrics, messages);
+    let means = Means { name, boot_id, driver, node_status, mig_nodes, metrics, messages };
+    let mut agent = Agent::new(means, journal);
     agent.begin_scan();
     let mut next_scan = Instant::now() + rescan;
     let mut recheck: Option<Instant> = None;

@@ -9,10 +9,11 @@ use slicegate_core::node::SliceState;
 use slicegate_core::time::Timestamp;
 
 use super::nvml::{Found, GpuInfo};
+use crate::api::convert::mig::state_to_api;
 use crate::api::convert::time;
 use crate::api::mig_node::{
-    ForeignInstance, GpuStatus, Health, MIGNodeStatus, MigMode, ModelStatus, ProfileStatus,
-    SliceState as ApiState, SliceStatus, Summary,
+    ForeignInstance, GpuStatus, Health, MIGNodeStatus, MigMode, ModelStatus, ProfileStatus, SliceStatus,
+    Summary,
 };
 
 /// Everything that a status tells.
@@ -121,30 +122,13 @@ fn slice(report: &Report) -> SliceStatus {
         profile: report.slice.profile.to_string(),
         start: report.slice.start,
         size: report.slice.size,
-        state: match report.state {
-            SliceState::Creating => ApiState::Creating,
-            SliceState::Idle => ApiState::Idle,
-            SliceState::InUse => ApiState::InUse,
-            SliceState::Draining => ApiState::Draining,
-            SliceState::Failed => ApiState::Failed,
-        },
+        state: state_to_api(report.state),
         since: time(report.since),
         uuid: report.compute.as_ref().map(|c| c.uuid.clone()),
         gpu_instance_id: report.instance,
         compute_instance_id: report.compute.as_ref().map(|c| c.id),
         pod: report.holder.clone(),
         message: report.message.clone(),
-    }
-}
-
-/// A slice state as a metrics label.
-pub fn state_name(state: SliceState) -> &'static str {
-    match state {
-        SliceState::Creating => "Creating",
-        SliceState::Idle => "Idle",
-        SliceState::InUse => "InUse",
-        SliceState::Draining => "Draining",
-        SliceState::Failed => "Failed",
     }
 }
 

@@ -68,16 +68,28 @@ pub struct Scan {
     epochs: BTreeMap<GpuUuid, u64>,
 }
 
+/// What the agent acts with.
+pub struct Means {
+    /// The node's name.
+    pub name: String,
+    /// The boot that MIG instances belong to.
+    pub boot_id: String,
+    /// NVML.
+    pub driver: Arc<Driver>,
+    /// The Node's resources.
+    pub node_status: NodeStatus,
+    /// The MIGNodes, of which one is ours.
+    pub mig_nodes: Api<MIGNode>,
+    /// The metrics.
+    pub metrics: Arc<Metrics>,
+    /// Where tasks report what they have done.
+    pub messages: mpsc::Sender<Message>,
+}
+
 /// What the agent knows.
 pub struct Agent {
-    name: String,
-    boot_id: String,
-    driver: Arc<Driver>,
+    means: Means,
     journal: Journal,
-    node_status: NodeStatus,
-    mig_nodes: Api<MIGNode>,
-    metrics: Arc<Metrics>,
-    messages: mpsc::Sender<Message>,
     gpus: Vec<GpuInfo>,
     views: BTreeMap<GpuUuid, GpuView>,
     /// Counts the operations on each GPU, so that a look begun before one is not taken for the state after it.
@@ -99,29 +111,10 @@ pub struct Agent {
 
 impl Agent {
     /// An agent that has seen nothing yet.
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "called once; a struct of the same fields would say nothing more"
-    )]
-    pub fn new(
-        name: String,
-        boot_id: String,
-        driver: Arc<Driver>,
-        journal: Journal,
-        node_status: NodeStatus,
-        mig_nodes: Api<MIGNode>,
-        metrics: Arc<Metrics>,
-        messages: mpsc::Sender<Message>,
-    ) -> Self {
+    pub fn new(means: Means, journal: Journal) -> Self {
         Self {
-            name,
-            boot_id,
-            driver,
+            means,
             journal,
-            node_status,
-            mig_nodes,
-            metrics,
-            messages,
             gpus: Vec::new(),
             views: BTreeMap::new(),
             epochs: BTreeMap::new(),
@@ -165,14 +158,14 @@ impl Agent {
         match message {
             Message::Object(Some(object)) => self.take_in_object(&object),
             Message::Object(None) => {
-                warn!(node = self.name, "the MIGNode is gone; making it again");
+                warn!(node = self.means.name, "the MIGNode is gone; making it again");
                 self.missing = true;
             }
             Message::Done(done) => self.take_in_done(done),
             Message::Scanned(scan) => {
                 self.take_in_scan(*scan);
                 // What the Node shows may have been changed behind our back, or the Node be a new one.
-                if let Err(error) = self.node_status.refresh().await {
+                if let Err(error) = self.means.node_status.refresh().await {
                     warn!(%error, "cannot read the node");
                 }
             }
@@ -184,7 +177,7 @@ impl Agent {
         self.generation = object.metadata.generation.unwrap_or_default();
         if self.wanted.is_none() {
             let status = object.status.clone().unwrap_or_default();
-            if status.boot_id.as_deref() == Some(&self.boot_id) {
+            if status.boot_id.as_deref() == Some(&self.means.boot_id) {
                 self.before = status
                     .slices
                     .iter()
@@ -312,7 +305,8 @@ impl Agent {
 
     /// Begins a full look at the GPUs that have nothing running.
     pub fn begin_scan(&self) {
-        let (driver, epochs, messages) = (self.driver.clone(), self.epochs.clone(), self.messages.clone());
+        let (driver, epochs, messages) =
+            (self.means.driver.clone(), self.epochs.clone(), self.means.messages.clone());
         tokio::spawn(async move {
             let scan = spawn_blocking(move || {
                 let gpus = driver.gpus();
@@ -334,7 +328,7 @@ impl Agent {
     pub async fn step(&mut self) -> Option<Duration> {
         let moment = now();
         if self.missing {
-            match ensure(&self.mig_nodes, &self.name).await {
+            match ensure(&self.means.mig_nodes, &self.means.name).await {
                 Ok(()) => {
                     self.missing = false;
                     self.written = None;
@@ -364,7 +358,7 @@ impl Agent {
         }
         // Once more, with what is under way now.
         let step = agent_step(moment, &wanted, &self.views, &self.reports);
-        let advertised = self.node_status.advertise(&self.advertised(&step)).await;
+        let advertised = self.means.node_status.advertise(&self.advertised(&step)).await;
         let can_destroy = advertised.is_ok();
         for (gpu, operation) in destroys {
             if can_destroy {
@@ -378,7 +372,7 @@ impl Agent {
             return Some(PAUSE);
         }
         self.reports = step.reports;
-        self.metrics.set_slices(&self.reports);
+        self.means.metrics.set_slices(&self.reports);
         if let Err(error) = self.report(moment).await {
             warn!(%error, "cannot report; trying again");
             return Some(PAUSE);
@@ -442,7 +436,7 @@ impl Agent {
         let Some(index) = self.gpus.iter().find(|g| g.uuid == *gpu).map(|g| g.index) else { return };
         debug!(%gpu, ?operation, "begins");
         self.mark(gpu, operation.clone());
-        let (driver, messages, gpu) = (self.driver.clone(), self.messages.clone(), gpu.clone());
+        let (driver, messages, gpu) = (self.means.driver.clone(), self.means.messages.clone(), gpu.clone());
         tokio::spawn(async move {
             let work = spawn_blocking(move || {
                 let result = match &operation {
@@ -497,8 +491,8 @@ impl Agent {
             damage: self.journal.damage.as_deref(),
             reports: &self.reports,
             foreign: &foreign,
-            boot_id: &self.boot_id,
-            driver_version: self.driver.version(),
+            boot_id: &self.means.boot_id,
+            driver_version: self.means.driver.version(),
             generation: self.generation,
         };
         let status =
@@ -506,7 +500,7 @@ impl Agent {
         if self.written.as_ref() == Some(&status) {
             return Ok(());
         }
-        write_status(&self.mig_nodes, &self.name, &status).await?;
+        write_status(&self.means.mig_nodes, &self.means.name, &status).await?;
         self.written = Some(status);
         Ok(())
     }

@@ -46,13 +46,7 @@ pub fn from_api(object: &api::MIGNode, lagging_since: Option<Timestamp>) -> MigN
                 Some(ObservedSlice {
                     gpu: s.gpu.as_str().into(),
                     slice: slice(&s.profile, s.start, s.size)?,
-                    state: match s.state {
-                        api::SliceState::Creating => SliceState::Creating,
-                        api::SliceState::Idle => SliceState::Idle,
-                        api::SliceState::InUse => SliceState::InUse,
-                        api::SliceState::Draining => SliceState::Draining,
-                        api::SliceState::Failed => SliceState::Failed,
-                    },
+                    state: state_from_api(s.state),
                     since: timestamp(&s.since),
                 })
             })
@@ -169,6 +163,27 @@ pub fn spec_to_api(spec: &NodeSpec) -> api::MIGNodeSpec {
                 until: time(h.until),
             })
             .collect(),
+    }
+}
+
+fn state_from_api(state: api::SliceState) -> SliceState {
+    match state {
+        api::SliceState::Creating => SliceState::Creating,
+        api::SliceState::Idle => SliceState::Idle,
+        api::SliceState::InUse => SliceState::InUse,
+        api::SliceState::Draining => SliceState::Draining,
+        api::SliceState::Failed => SliceState::Failed,
+    }
+}
+
+/// A slice's state in the API's terms.
+pub fn state_to_api(state: SliceState) -> api::SliceState {
+    match state {
+        SliceState::Creating => api::SliceState::Creating,
+        SliceState::Idle => api::SliceState::Idle,
+        SliceState::InUse => api::SliceState::InUse,
+        SliceState::Draining => api::SliceState::Draining,
+        SliceState::Failed => api::SliceState::Failed,
     }
 }
 

@@ -200,12 +200,25 @@ struct Pass<'a> {
     world: &'a Snapshot,
     limits: &'a Limits,
     books: BTreeMap<NodeName, Ledger>,
+    /// The live pods of each workload.
+    live: BTreeMap<&'a WorkloadUid, Vec<&'a Pod>>,
+    /// Nodes by their hostname label.
+    hosts: BTreeMap<&'a str, &'a NodeName>,
     plan: Plan,
 }
 
 impl<'a> Pass<'a> {
     fn open(now: Timestamp, world: &'a Snapshot, limits: &'a Limits) -> Self {
-        let mut pass = Self { now, world, limits, books: BTreeMap::new(), plan: Plan::default() };
+        let mut live: BTreeMap<&WorkloadUid, Vec<&Pod>> = BTreeMap::new();
+        for pod in world.pods.values().filter(|pod| pod.live()) {
+            if let Some(workload) = &pod.workload {
+                live.entry(workload).or_default().push(pod);
+            }
+        }
+        let named = |node: &'a Node| node.host.as_ref().map(|host| (host.hostname.as_str(), &node.name));
+        let hosts = world.nodes.values().filter_map(named).collect();
+        let mut pass =
+            Self { now, world, limits, books: BTreeMap::new(), live, hosts, plan: Plan::default() };
         for node in world.nodes.values() {
             // Before its agent has reported, nothing can be said about a node's GPUs: its spec is left alone.
             let Some(mig) = node.mig.as_ref().filter(|mig| !mig.gpus.is_empty()) else { continue };
@@ -270,20 +283,17 @@ impl<'a> Pass<'a> {
             .map(|(_, uid)| uid)
     }
 
+    fn live_pods(&self, workload: &WorkloadUid) -> &[&'a Pod] {
+        self.live.get(workload).map_or(&[], Vec::as_slice)
+    }
+
     fn has_live_pods(&self, workload: &WorkloadUid) -> bool {
-        self.world.pods.values().any(|pod| pod.workload.as_ref() == Some(workload) && pod.live())
+        !self.live_pods(workload).is_empty()
     }
 
     /// The node that a live pod is on, or is pinned to.
     fn whereabouts(&self, pod: &Pod) -> Option<NodeName> {
-        pod.node.clone().or_else(|| {
-            let hostname = pod.pinned.as_deref()?;
-            self.world
-                .nodes
-                .values()
-                .find(|n| n.host.as_ref().is_some_and(|h| h.hostname == hostname))
-                .map(|n| n.name.clone())
-        })
+        pod.node.clone().or_else(|| self.hosts.get(pod.pinned.as_deref()?).map(|name| (*name).clone()))
     }
 
     fn expire_idle(&mut self) {

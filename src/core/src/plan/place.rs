@@ -75,11 +75,9 @@ impl Pass<'_> {
     /// Gives pods that run already their claims where they run: after a restart with claims lost, for instance.
     fn anchor(&mut self, key: &WorkloadKey, attempt: &Attempt, demand: &PodSetDemand) {
         let mut running: BTreeMap<NodeName, u32> = BTreeMap::new();
-        for pod in self.world.pods.values() {
-            let ours = pod.workload.as_ref() == Some(&key.uid)
-                && pod.pod_set.as_ref().is_none_or(|name| *name == demand.name)
-                && pod.live();
-            if let Some(node) = ours.then(|| self.whereabouts(pod)).flatten() {
+        for pod in self.live_pods(&key.uid) {
+            let of_set = pod.pod_set.as_ref().is_none_or(|name| *name == demand.name);
+            if let Some(node) = of_set.then(|| self.whereabouts(pod)).flatten() {
                 *running.entry(node).or_default() += 1;
             }
         }

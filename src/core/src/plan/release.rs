@@ -70,13 +70,8 @@ impl Pass<'_> {
     }
 
     fn strike_out(&mut self, uid: &WorkloadUid, attempts: &BTreeSet<Attempt>) {
-        let occupied: BTreeSet<NodeName> = self
-            .world
-            .pods
-            .values()
-            .filter(|pod| pod.workload.as_ref() == Some(uid) && pod.live())
-            .filter_map(|pod| self.whereabouts(pod))
-            .collect();
+        let occupied: BTreeSet<NodeName> =
+            self.live_pods(uid).iter().filter_map(|pod| self.whereabouts(pod)).collect();
         for (name, book) in &mut self.books {
             if !occupied.contains(name) {
                 book.drop_claims(|claim| claim.workload.uid == *uid && attempts.contains(&claim.attempt));

@@ -9,7 +9,7 @@ use crate::workload::{CheckState, Workload};
 impl Pass<'_> {
     pub(super) fn steer(&mut self) {
         let mut here: BTreeMap<(WorkloadUid, PodSetName, NodeName), u32> = BTreeMap::new();
-        for pod in self.world.pods.values().filter(|pod| pod.live()) {
+        for pod in self.live.values().flatten() {
             let Some((workload, pod_set)) = self.belongs_to(pod) else { continue };
             if let Some(node) = self.whereabouts(pod) {
                 *here.entry((workload.key.uid.clone(), pod_set, node)).or_default() += 1;
