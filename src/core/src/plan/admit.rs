@@ -74,7 +74,7 @@ impl Pass<'_> {
 
     /// Moves what waits on a node whose agent does not answer, or that is not ready, to another.
     fn leave_silent_nodes(&mut self, workload: &Workload, attempt: &Attempt) {
-        if workload.admitted || self.has_live_pods(&workload.key.uid) {
+        if workload.admitted || self.has_live_pods(&workload.key) {
             return;
         }
         let silent: Vec<NodeName> = self
@@ -105,7 +105,7 @@ impl Pass<'_> {
         self.give_up(workload, &reservation.attempt);
         if passed && workload.admitted {
             // Its pods are gated as long as it has no claim: nothing runs, so its quota is better given to others.
-            if !self.has_live_pods(&workload.key.uid) {
+            if !self.has_live_pods(&workload.key) {
                 self.tell(workload, CheckState::Retry, &format!("The reservation was lost. {obstacle}"));
             }
             return;
@@ -123,7 +123,7 @@ impl Pass<'_> {
     /// Strikes out what a reservation has claimed, unless something may run on it. What an earlier one has left is released
     /// in its own time.
     fn give_up(&mut self, workload: &Workload, attempt: &Attempt) {
-        if !self.has_live_pods(&workload.key.uid) {
+        if !self.has_live_pods(&workload.key) {
             for book in self.books.values_mut() {
                 book.drop_claims(|c| c.workload.uid == workload.key.uid && c.attempt == *attempt);
             }

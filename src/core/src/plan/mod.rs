@@ -256,7 +256,7 @@ impl<'a> Pass<'a> {
         for name in names {
             let Some(mut book) = self.books.remove(&name) else { continue };
             // What is about to be released is not worth a new slice.
-            let counts = |claim: &Claim| self.rightful(claim) || self.has_live_pods(&claim.workload.uid);
+            let counts = |claim: &Claim| self.rightful(claim) || self.has_live_pods(&claim.workload);
             let mut short = book.mend(counts);
             while let Some(victim) = short.first().and_then(|profile| self.youngest_idle(&book, profile)) {
                 book.drop_claims(|claim| claim.workload.uid == victim);
@@ -269,7 +269,7 @@ impl<'a> Pass<'a> {
     fn youngest_idle(&self, book: &Ledger, profile: &crate::profile::ProfileName) -> Option<WorkloadUid> {
         book.claims()
             .iter()
-            .filter(|claim| claim.profile == *profile && !self.has_live_pods(&claim.workload.uid))
+            .filter(|claim| claim.profile == *profile && !self.has_live_pods(&claim.workload))
             .map(|claim| {
                 let since = self
                     .world
@@ -283,12 +283,15 @@ impl<'a> Pass<'a> {
             .map(|(_, uid)| uid)
     }
 
-    fn live_pods(&self, workload: &WorkloadUid) -> &[&'a Pod] {
-        self.live.get(workload).map_or(&[], Vec::as_slice)
+    /// The live pods of a workload: those of its namespace that carry its label. A label is anybody's to write, a namespace
+    /// is not.
+    fn live_pods(&self, workload: &WorkloadKey) -> impl Iterator<Item = &'a Pod> {
+        let pods = self.live.get(&workload.uid).map_or(&[][..], Vec::as_slice);
+        pods.iter().copied().filter(|pod| pod.key.namespace == workload.namespace)
     }
 
-    fn has_live_pods(&self, workload: &WorkloadUid) -> bool {
-        !self.live_pods(workload).is_empty()
+    fn has_live_pods(&self, workload: &WorkloadKey) -> bool {
+        self.live_pods(workload).next().is_some()
     }
 
     /// The node that a live pod is on, or is pinned to.

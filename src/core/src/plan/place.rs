@@ -75,7 +75,7 @@ impl Pass<'_> {
     /// Gives pods that run already their claims where they run: after a restart with claims lost, for instance.
     fn anchor(&mut self, key: &WorkloadKey, attempt: &Attempt, demand: &PodSetDemand) {
         let mut running: BTreeMap<NodeName, u32> = BTreeMap::new();
-        for pod in self.live_pods(&key.uid) {
+        for pod in self.live_pods(key) {
             let of_set = pod.pod_set.as_ref().is_none_or(|name| *name == demand.name);
             if let Some(node) = of_set.then(|| self.whereabouts(pod)).flatten() {
                 *running.entry(node).or_default() += 1;

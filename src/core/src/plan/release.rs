@@ -29,8 +29,8 @@ impl Pass<'_> {
             let confirmed =
                 |attempt: &Attempt| self.world.confirmed.contains(&(uid.clone(), attempt.clone()));
             if attempts.iter().all(confirmed) {
-                self.strike_out(&uid, &attempts);
-            } else if !self.has_live_pods(&uid) {
+                self.strike_out(&workload, &attempts);
+            } else if !self.has_live_pods(&workload) {
                 self.plan.actions.push(Action::Confirm { workload, attempts });
             }
         }
@@ -69,12 +69,14 @@ impl Pass<'_> {
         }
     }
 
-    fn strike_out(&mut self, uid: &WorkloadUid, attempts: &BTreeSet<Attempt>) {
+    fn strike_out(&mut self, workload: &WorkloadKey, attempts: &BTreeSet<Attempt>) {
         let occupied: BTreeSet<NodeName> =
-            self.live_pods(uid).iter().filter_map(|pod| self.whereabouts(pod)).collect();
+            self.live_pods(workload).filter_map(|pod| self.whereabouts(pod)).collect();
         for (name, book) in &mut self.books {
             if !occupied.contains(name) {
-                book.drop_claims(|claim| claim.workload.uid == *uid && attempts.contains(&claim.attempt));
+                book.drop_claims(|claim| {
+                    claim.workload.uid == workload.uid && attempts.contains(&claim.attempt)
+                });
             }
         }
     }

@@ -39,6 +39,10 @@ impl Pass<'_> {
     /// The workload and pod set of a pod: by its labels, or the only one that asks for slices.
     fn belongs_to(&self, pod: &Pod) -> Option<(&Workload, PodSetName)> {
         let workload = self.world.workloads.get(pod.workload.as_ref()?)?;
+        // The label is anybody's to write: a pod of another namespace has no part in the workload.
+        if workload.key.namespace != pod.key.namespace {
+            return None;
+        }
         let pod_set = pod.pod_set.clone().or_else(|| {
             let crate::workload::Demand::Slices(demand) = &workload.reservation.as_ref()?.demand else {
                 return None;
@@ -78,7 +82,10 @@ impl Pass<'_> {
 
     fn explain(&mut self, pod: &Pod) {
         let Some(resource) = pod.asks_for.as_ref() else { return };
-        if pod.queued || pod.workload.is_some() || self.world.told.contains(&pod.key.uid) {
+        let workload = pod.workload.as_ref().and_then(|uid| self.world.workloads.get(uid));
+        let is_strange = workload.is_some_and(|workload| workload.key.namespace != pod.key.namespace);
+        let may_come = pod.queued || (pod.workload.is_some() && !is_strange);
+        if may_come || self.world.told.contains(&pod.key.uid) {
             return;
         }
         self.plan.actions.push(Action::Tell {

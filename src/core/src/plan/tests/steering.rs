@@ -168,3 +168,27 @@ fn no_pod_is_sent_to_a_claim_of_an_earlier_reservation() {
     world.create_pod("job");
     assert_eq!(steered(&world.plan().actions), ["n0.example"]);
 }
+
+#[test]
+fn a_pod_of_another_namespace_gets_no_part_in_a_workload_whose_label_it_carries() {
+    let mut world = World::with_nodes(&[&[a30()]]);
+    world.submit("victim", 1, &[("1g.6gb", 1)]);
+    let thief = world.create_pod("victim");
+    let pod = world.snap.pods.get_mut(&thief).unwrap();
+    pod.key.namespace = "elsewhere".into();
+    (pod.queued, pod.asks_for) = (false, Some("nvidia.com/mig-1g.6gb".to_owned()));
+    world.settle();
+    assert_eq!(world.state("victim"), CheckState::Ready);
+    assert!(world.pod(&thief).gated);
+    assert!(world.snap.told.contains(&thief), "its owner is told");
+    let pod = world.create_pod("victim");
+    world.settle();
+    assert!(!world.pod(&pod).gated);
+    // Nor does it keep the workload's claims from being released.
+    let thief = world.snap.pods.get_mut(&thief).unwrap();
+    (thief.gated, thief.node) = (false, Some("n0".into()));
+    world.end_pod(&pod);
+    world.finish("victim");
+    world.settle();
+    assert!(world.claims("victim").is_empty());
+}
