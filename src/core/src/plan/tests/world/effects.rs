@@ -169,7 +169,10 @@ impl World {
 
     /// S5: a claim goes only when none of its pods is left here, and its reservation is over without a doubt.
     fn may_drop(&self, node: &NodeName, uid: &WorkloadUid, attempt: &Attempt) {
+        // A pod of another namespace is none of the workload's, whatever its label says.
+        let namespace = self.snap.workloads.get(uid).map(|w| w.key.namespace.clone());
         let here = self.snap.pods.values().filter(|p| p.workload.as_ref() == Some(uid) && p.live());
+        let here = here.filter(|p| namespace.as_ref().is_none_or(|n| *n == p.key.namespace));
         let hostname = self.snap.nodes[node].host.as_ref().map(|h| h.hostname.clone());
         let here =
             here.filter(|p| p.node.as_ref() == Some(node) || (p.node.is_none() && p.pinned == hostname));
