@@ -66,6 +66,15 @@ async fn an_agent_writes_its_own_nodes_objects_and_nothing_else() -> Result<()> 
     refused("deleting another's MIGNode", mig_nodes.delete("gpu-b", &DeleteParams::default()), "forbidden")
         .await;
 
+    let mut finalized = MIGNode::new("gpu-a", MIGNodeSpec::default());
+    finalized.metadata.finalizers = Some(vec!["example.com/mine".to_owned()]);
+    refused(
+        "a finalizer on its MIGNode",
+        mig_nodes.create(&PostParams::default(), &finalized),
+        "without owner references and finalizers",
+    )
+    .await;
+
     let resources = |key: &str| json!({"status": {"capacity": {key: "5"}, "allocatable": {key: "5"}}});
     let mine = "nvidia.com/mig-1g.6gb";
     refused(
@@ -172,6 +181,15 @@ async fn every_pod_that_asks_for_slices_is_gated_and_only_the_controller_lets_it
     assert_eq!(create(&pods, "twice", gated_already).await?, ["slicegate.dev/claim", "example.com/mine"]);
     assert_eq!(create(&pods, "plain", with(plain.clone())).await?, Vec::<String>::new());
     assert_eq!(create(&world.api("free"), "free", with(asking("a"))).await?, Vec::<String>::new());
+
+    let mut bound = with(asking("a"));
+    bound["nodeName"] = json!("gpu-a30");
+    refused(
+        "a pod that names its node",
+        pods.create(&PostParams::default(), &pod("bound", &bound)?),
+        "may not name its node (spec.nodeName: gpu-a30)",
+    )
+    .await;
 
     world
         .rig
