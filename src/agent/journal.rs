@@ -118,6 +118,7 @@ impl Journal {
         &mut self,
         intents: impl Iterator<Item = (&'a GpuUuid, &'a Slice)>,
     ) -> Result<(), JournalError> {
+        let before = self.content.instances.clone();
         for (gpu, slice) in intents {
             self.content.instances.retain(|entry| !entry.is(gpu, slice));
             self.content.instances.push(Entry {
@@ -128,7 +129,12 @@ impl Journal {
                 gpu_instance_id: None,
             });
         }
-        self.write(true)
+        // An intent that is not on disk is none: nothing will be made, and what somebody else makes there is not ours.
+        let written = self.write(true);
+        if written.is_err() {
+            self.content.instances = before;
+        }
+        written
     }
 
     /// Notes the id of an instance that has been made.

@@ -19,9 +19,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::TryStreamExt;
+use kube::Api;
 use kube::api::{Patch, PatchParams, PostParams};
 use kube::runtime::{WatchStreamExt, watcher};
-use kube::{Api, Client};
 use tokio::sync::mpsc;
 use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep_until};
@@ -29,7 +29,7 @@ use tracing::{info, warn};
 
 use crate::api::mig_node::{MIGNode, MIGNodeSpec, MIGNodeStatus};
 use crate::api::names;
-use crate::runtime::Ready;
+use crate::runtime::{Clients, Ready};
 pub use metrics::Metrics;
 use nvml::{Driver, OpenError};
 use state::{Agent, Means, Message};
@@ -108,13 +108,13 @@ const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 /// Runs the agent until `shutdown`. Slices and journal stay as they are.
 pub async fn run(
     args: Args,
-    client: Client,
+    clients: Clients,
     metrics: Arc<Metrics>,
     ready: Ready,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), Error> {
     let name = args.node_name.clone();
-    let mut node_status = node_status::NodeStatus::new(client.clone(), &name);
+    let mut node_status = node_status::NodeStatus::new(clients.calls.clone(), &name);
     if !node_status.refresh().await.map_err(|e| api_error(format!("read node {name}"), e))? {
         return Err(Error::NoSuchNode(name));
     }
@@ -124,7 +124,7 @@ pub async fn run(
             std::fs::read_to_string(BOOT_ID).map_err(|source| Error::BootId { source })?.trim().to_owned()
         }
     };
-    let mig_nodes: Api<MIGNode> = Api::all(client.clone());
+    let mig_nodes: Api<MIGNode> = Api::all(clients.calls.clone());
     ensure(&mig_nodes, &name).await?;
     let journal = journal::Journal::open(&args.state_dir, &boot_id)?;
     if let Some(damage) = &journal.damage {
@@ -144,9 +144,10 @@ pub async fn run(
 
     let (messages, mut inbox) = mpsc::channel::<Message>(256);
     let (holders, mut held) = mpsc::channel(16);
-    let object_watch = tokio::spawn(follow_object(mig_nodes.clone(), name.clone(), messages.clone()));
+    let object_watch =
+        tokio::spawn(follow_object(Api::all(clients.watches.clone()), name.clone(), messages.clone()));
     let pod_watch = {
-        let (client, name) = (client.clone(), name.clone());
+        let (client, name) = (clients.watches.clone(), name.clone());
         tokio::spawn(async move { stand_in::follow(client, &name, holders).await })
     };
     let rescan = Duration::from_secs(args.rescan_seconds.max(1));

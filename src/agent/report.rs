@@ -12,8 +12,8 @@ use super::nvml::{Found, GpuInfo};
 use crate::api::convert::mig::state_to_api;
 use crate::api::convert::time;
 use crate::api::mig_node::{
-    ForeignInstance, GpuStatus, Health, MIGNodeStatus, MigMode, ModelStatus, ProfileStatus, SliceStatus,
-    Summary,
+    ForeignInstance, GpuStatus, Health, MIGNodeStatus, MigMode, ModelStatus, ProfileStatus,
+    SliceState as ApiState, SliceStatus, Summary,
 };
 
 /// Everything that a status tells.
@@ -183,18 +183,25 @@ fn verdict(facts: &Facts<'_>) -> (&'static str, &'static str, String) {
     ("True", "Ready", "Slices can be made on every GPU.".to_owned())
 }
 
-/// The status of a node whose NVML cannot be used.
+/// The status of a node whose NVML cannot be used: what was known of it stays, so that its claims are not taken for lost.
 pub fn unavailable(now: Timestamp, message: &str, before: &MIGNodeStatus) -> MIGNodeStatus {
     let same = before.conditions.iter().find(|c| c.type_ == "Ready" && c.status == "False");
-    MIGNodeStatus {
-        conditions: vec![Condition {
-            type_: "Ready".to_owned(),
-            status: "False".to_owned(),
-            reason: "NVMLUnavailable".to_owned(),
-            message: message.to_owned(),
-            observed_generation: None,
-            last_transition_time: same.map_or_else(|| time(now), |c| c.last_transition_time.clone()),
-        }],
-        ..MIGNodeStatus::default()
+    let mut status = before.clone();
+    for gpu in &mut status.gpus {
+        gpu.health = Health::Unhealthy;
+        gpu.message = Some(message.to_owned());
     }
+    for slice in status.slices.iter_mut().filter(|slice| slice.state != ApiState::InUse) {
+        slice.state = ApiState::Failed;
+        slice.message = Some(message.to_owned());
+    }
+    status.conditions = vec![Condition {
+        type_: "Ready".to_owned(),
+        status: "False".to_owned(),
+        reason: "NVMLUnavailable".to_owned(),
+        message: message.to_owned(),
+        observed_generation: None,
+        last_transition_time: same.map_or_else(|| time(now), |c| c.last_transition_time.clone()),
+    }];
+    status
 }

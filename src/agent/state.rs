@@ -106,7 +106,10 @@ pub struct Agent {
     before: BTreeMap<(GpuUuid, Slice), String>,
     reports: Vec<Report>,
     written: Option<MIGNodeStatus>,
+    /// The processes that the last look found, by GPU instance.
+    processes: BTreeMap<(GpuUuid, u32), String>,
     scanned: bool,
+    scanning: bool,
 }
 
 impl Agent {
@@ -129,7 +132,9 @@ impl Agent {
             before: BTreeMap::new(),
             reports: Vec::new(),
             written: None,
+            processes: BTreeMap::new(),
             scanned: false,
+            scanning: false,
         }
     }
 
@@ -245,9 +250,10 @@ impl Agent {
     }
 
     fn take_in_scan(&mut self, scan: Scan) {
-        self.scanned = true;
+        self.scanning = false;
         match scan.gpus {
             Ok((gpus, problems)) => {
+                self.scanned = true;
                 self.gpus = gpus;
                 self.problems = problems;
             }
@@ -257,6 +263,7 @@ impl Agent {
             }
         }
         self.views.retain(|uuid, _| self.gpus.iter().any(|gpu| gpu.uuid == *uuid));
+        self.unhealthy.retain(|uuid, _| self.gpus.iter().any(|gpu| gpu.uuid.as_str() == uuid));
         for gpu in &self.gpus {
             let unusable = match gpu.mig_mode {
                 MigMode::Enabled => None,
@@ -291,6 +298,12 @@ impl Agent {
                 self.unhealthy.remove(gpu.as_str());
                 let ours = |f: &Found| self.journal.is_ours(gpu, &f.slice, f.id);
                 view.instances = found.iter().map(|f| instance(f, ours(f))).collect();
+                self.processes.retain(|(uuid, _), _| uuid != gpu);
+                for f in &found {
+                    if let Some(pid) = f.processes.first() {
+                        self.processes.insert((gpu.clone(), f.id), format!("process {pid}"));
+                    }
+                }
                 let exists = |slice: &Slice| found.iter().any(|f| f.slice == *slice);
                 if let Err(error) = self.journal.sweep(gpu, exists) {
                     warn!(%error, "journal");
@@ -303,8 +316,11 @@ impl Agent {
         }
     }
 
-    /// Begins a full look at the GPUs that have nothing running.
-    pub fn begin_scan(&self) {
+    /// Begins a full look at the GPUs, unless one is under way. What it finds of a GPU that is worked on meanwhile is void.
+    pub fn begin_scan(&mut self) {
+        if std::mem::replace(&mut self.scanning, true) {
+            return;
+        }
         let (driver, epochs, messages) =
             (self.means.driver.clone(), self.epochs.clone(), self.means.messages.clone());
         tokio::spawn(async move {
@@ -328,6 +344,15 @@ impl Agent {
     pub async fn step(&mut self) -> Option<Duration> {
         let moment = now();
         if self.missing {
+            // The controller removes the MIGNode of a Node that is gone; only a Node that is there gets a new one.
+            match self.means.node_status.refresh().await {
+                Ok(true) => {}
+                Ok(false) => return Some(PAUSE),
+                Err(error) => {
+                    warn!(%error, "cannot read the node");
+                    return Some(PAUSE);
+                }
+            }
             match ensure(&self.means.mig_nodes, &self.means.name).await {
                 Ok(()) => {
                     self.missing = false;
@@ -406,8 +431,8 @@ impl Agent {
         for (uuid, view) in &mut self.views {
             for instance in &mut view.instances {
                 let pod = self.bindings.holder(uuid, &instance.slice).filter(|_| instance.ours);
-                let process = instance.holder.take().filter(|holder| holder.starts_with(PROCESS));
-                instance.holder = pod.map(str::to_owned).or(process);
+                let process = || self.processes.get(&(uuid.clone(), instance.id)).cloned();
+                instance.holder = pod.map(str::to_owned).or_else(process);
             }
         }
     }
@@ -506,14 +531,6 @@ impl Agent {
     }
 }
 
-const PROCESS: &str = "process ";
-
 fn instance(found: &Found, ours: bool) -> Instance {
-    Instance {
-        id: found.id,
-        slice: found.slice.clone(),
-        compute: found.compute.clone(),
-        ours,
-        holder: found.processes.first().map(|pid| format!("{PROCESS}{pid}")),
-    }
+    Instance { id: found.id, slice: found.slice.clone(), compute: found.compute.clone(), ours, holder: None }
 }

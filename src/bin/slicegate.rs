@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use clap::{Parser, Subcommand};
 use prometheus::Registry;
-use slicegate::runtime::{self, LogFormat, Ready};
+use slicegate::runtime::{self, Clients, LogFormat, Ready};
 use slicegate::{agent, api, controller};
 
 /// Reserves exact NVIDIA MIG slices before Kueue admits a workload.
@@ -59,27 +59,27 @@ async fn main() -> ExitCode {
     }
 }
 
-async fn run(cli: Cli) -> Result<(), Box<dyn std::error::Error>> {
+async fn run(cli: Cli) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     match cli.command {
         Command::Crds => print!("{}", api::crds::all_yaml()?),
         Command::Controller { args, listen } => {
             runtime::init_logs(cli.log_format);
             let (registry, ready) = (Registry::new(), Ready::default());
             let metrics = Arc::new(controller::Metrics::new(&registry)?);
-            let client = kube::Client::try_default().await?;
+            let clients = Clients::infer().await?;
             tokio::select! {
                 result = runtime::serve(listen, registry, ready.clone()) => result?,
-                result = controller::run(args, client, metrics, ready, runtime::shutdown_signal()) => result?,
+                result = controller::run(args, clients, metrics, ready, runtime::shutdown_signal()) => result?,
             }
         }
         Command::Agent { args, listen } => {
             runtime::init_logs(cli.log_format);
             let (registry, ready) = (Registry::new(), Ready::default());
             let metrics = Arc::new(agent::Metrics::new(&registry)?);
-            let client = kube::Client::try_default().await?;
+            let clients = Clients::infer().await?;
             tokio::select! {
                 result = runtime::serve(listen, registry, ready.clone()) => result?,
-                result = agent::run(args, client, metrics, ready, runtime::shutdown_signal()) => result?,
+                result = agent::run(args, clients, metrics, ready, runtime::shutdown_signal()) => result?,
             }
         }
     }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::{Resource, ResourceExt};
-use slicegate_core::id::{Attempt, NodeName, PodSetName, PodUid, WorkloadUid};
+use slicegate_core::id::{Attempt, NodeName, PodSetName, PodUid, WorkloadKey, WorkloadUid};
 use slicegate_core::node::{self, NodeSpec};
 use slicegate_core::plan::Snapshot;
 use slicegate_core::resources::Resources;
@@ -53,6 +53,9 @@ pub enum Update {
 /// Kinds of which nothing may be decided before the first complete list has come.
 const KINDS: usize = 7;
 
+/// How many deleted pods are remembered: far more than are deleted while a list is being read.
+const DEAD: usize = 16_384;
+
 /// What bound pods take of a node.
 #[derive(Default)]
 struct Usage {
@@ -87,6 +90,8 @@ pub struct Index {
     flavors: workload::Flavors,
     checks: Book,
     synced: BTreeSet<&'static str>,
+    /// Pods that were deleted of late.
+    dead: BTreeSet<PodUid>,
     pending_specs: BTreeMap<NodeName, NodeSpec>,
     busy_workloads: BTreeSet<WorkloadUid>,
     /// Pods being sent to a host.
@@ -122,6 +127,22 @@ impl Index {
         self.workloads.get(uid)
     }
 
+    /// Takes in the answer to a write. It may come after the watch has told that the object is gone; then it is void.
+    pub fn apply_answer(&mut self, now: Timestamp, update: Update) {
+        let known = match &update {
+            Update::MigNode(Change::Apply(object)) => self
+                .migs
+                .get(&NodeName::from(object.name_any()))
+                .is_some_and(|k| k.object.uid() == object.uid()),
+            Update::Pod(Change::Apply(object)) => self.pods.contains_key(&uid_of(object).into()),
+            Update::Workload(Change::Apply(object)) => self.workloads.contains_key(&uid_of(object).into()),
+            _ => true,
+        };
+        if known {
+            self.apply(now, update);
+        }
+    }
+
     /// Takes in a change.
     pub fn apply(&mut self, now: Timestamp, update: Update) {
         match update {
@@ -142,7 +163,7 @@ impl Index {
                 |s, n| s.forget_mig(&NodeName::from(n.name_any())),
             ),
             Update::Pod(change) => {
-                self.spread("Pod", change, |s, p| s.set_pod(&p), |s, p| s.forget_pod(&uid_of(p).into()));
+                self.spread("Pod", change, |s, p| s.set_pod(&p), |s, p| s.bury_pod(uid_of(p).into()));
             }
             Update::Workload(change) => self.spread("Workload", change, Self::set_workload, |s, w| {
                 s.forget_workload(&uid_of(w).into());
@@ -332,6 +353,15 @@ impl Index {
         self.pods.insert(uid, entry);
     }
 
+    /// Forgets a pod that the watch says is gone, and remembers that: a list that was read before must not bring it back.
+    fn bury_pod(&mut self, uid: PodUid) {
+        self.forget_pod(&uid);
+        if self.dead.len() > DEAD {
+            self.dead.clear();
+        }
+        self.dead.insert(uid);
+    }
+
     fn forget_pod(&mut self, uid: &PodUid) {
         self.forget_pod_entry(uid);
         self.snapshot.pods.remove(uid);
@@ -445,7 +475,7 @@ impl Index {
     /// Takes in all the pods of a workload as just read from the API server, after the end of these reservations of it.
     pub fn confirm(
         &mut self,
-        workload: &WorkloadUid,
+        workload: &WorkloadKey,
         attempts: BTreeSet<Attempt>,
         version: u64,
         pods: &[Pod],
@@ -455,17 +485,22 @@ impl Index {
             .snapshot
             .pods
             .iter()
-            .filter(|(uid, pod)| pod.workload.as_ref() == Some(workload) && !listed.contains(*uid))
+            .filter(|(_, pod)| {
+                pod.workload.as_ref() == Some(&workload.uid) && pod.key.namespace == workload.namespace
+            })
+            .filter(|(uid, _)| !listed.contains(*uid))
             .filter(|(uid, _)| self.pods.get(*uid).is_none_or(|entry| entry.version <= version))
             .map(|(uid, _)| uid.clone())
             .collect();
         for uid in gone {
             self.forget_pod(&uid);
         }
-        for pod in pods {
+        for pod in
+            pods.iter().filter(|pod| !self.dead.contains(&PodUid::from(uid_of(*pod)))).collect::<Vec<_>>()
+        {
             self.set_pod(pod);
         }
-        self.snapshot.confirmed.extend(attempts.into_iter().map(|attempt| (workload.clone(), attempt)));
+        self.snapshot.confirmed.extend(attempts.into_iter().map(|attempt| (workload.uid.clone(), attempt)));
     }
 
     /// Forgets confirmations that no claim is left for.

@@ -28,7 +28,7 @@ use tracing::{debug, info};
 
 use crate::api::convert::{now, time};
 use crate::api::{MIGNode, SlicePolicy, kueue};
-use crate::runtime::Ready;
+use crate::runtime::{Clients, Ready};
 use index::{Index, Update};
 pub use metrics::Metrics;
 use writer::{CheckEntry, Outcome, Writer};
@@ -89,7 +89,7 @@ enum About {
     Spec(NodeName),
     Check { workload: WorkloadKey, transition: Option<Transition> },
     Pod(PodUid),
-    Confirm { workload: WorkloadUid, attempts: BTreeSet<Attempt>, answer: Option<(u64, Vec<Pod>)> },
+    Confirm { workload: WorkloadKey, attempts: BTreeSet<Attempt>, answer: Option<(u64, Vec<Pod>)> },
     Active(String),
     Event,
 }
@@ -102,19 +102,19 @@ struct Transition {
 /// Runs the controller until `shutdown`.
 pub async fn run(
     args: Args,
-    client: Client,
+    clients: Clients,
     metrics: Arc<Metrics>,
     ready: Ready,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), Error> {
-    check_served(&client).await?;
+    check_served(&clients.calls).await?;
     let (updates, seen) = mpsc::channel::<Update>(1024);
-    let watches = tokio::spawn(follow_all(client.clone(), updates));
+    let watches = tokio::spawn(follow_all(clients.watches, updates));
     let limits = Limits { agent_silence: Duration::from_secs(args.agent_silence), ..Limits::default() };
     let (messages, inbox) = mpsc::unbounded_channel();
     let controller = Controller {
         index: Index::default(),
-        writer: Writer::new(client),
+        writer: Writer::new(clients.calls),
         limits,
         metrics,
         messages,
@@ -255,7 +255,7 @@ impl Controller {
     fn take_in_done(&mut self, done: Done) {
         self.in_flight -= 1;
         if let Some(update) = done.update {
-            self.index.apply(now(), update);
+            self.index.apply_answer(now(), update);
         }
         match done.about {
             About::Spec(name) => {
@@ -282,7 +282,7 @@ impl Controller {
             }
             About::Confirm { workload, attempts, answer } => {
                 self.metrics.write("confirm", done.outcome);
-                self.confirming.remove(&workload);
+                self.confirming.remove(&workload.uid);
                 if let Some((version, pods)) = answer {
                     self.index.confirm(&workload, attempts, version, &pods);
                 }
@@ -369,11 +369,7 @@ impl Controller {
                 self.spawn(async move {
                     let answer = writer.pods_of(&workload).await;
                     let outcome = if answer.is_some() { Outcome::Written } else { Outcome::Failed };
-                    Done {
-                        about: About::Confirm { workload: workload.uid, attempts, answer },
-                        outcome,
-                        update: None,
-                    }
+                    Done { about: About::Confirm { workload, attempts, answer }, outcome, update: None }
                 });
             }
             Action::Steer { pod, expect, hostname } => {

@@ -94,6 +94,7 @@ impl Writer {
         };
         match api.delete(node.as_str(), &parameters).await {
             Ok(_) => (Outcome::Written, None),
+            Err(kube::Error::Api(status)) if status.code == 404 => (Outcome::Written, None),
             Err(error) => {
                 self.complain("MIGNode deletion", node.as_str(), &error).await;
                 (Outcome::Failed, None)
@@ -234,14 +235,18 @@ impl Writer {
         let bare = name.rsplit('/').next().unwrap_or(name);
         match api.get_opt(bare).await {
             Ok(Some(object)) => {
-                if code == 422 && unchanged(&object) {
+                if unchanged(&object) {
                     self.complain(what, name, &error).await;
                 } else {
                     debug!(what, name, "changed meanwhile; deciding anew");
                 }
                 (Outcome::Conflict, Some(wrap(Change::Apply(object))))
             }
-            Ok(None) => (Outcome::Conflict, None),
+            Ok(None) => {
+                // The watch will say so, too; until then the same would be tried again.
+                tokio::time::sleep(PAUSE).await;
+                (Outcome::Conflict, None)
+            }
             Err(error) => {
                 self.complain(what, name, &error).await;
                 (Outcome::Failed, None)

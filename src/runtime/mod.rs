@@ -1,8 +1,10 @@
 //! What every subcommand needs: logs, a client, health and metrics over HTTP, an orderly end.
 
+mod clients;
 mod http;
 mod ready;
 
+pub use clients::Clients;
 pub use http::serve;
 pub use ready::Ready;
 

@@ -1,4 +1,6 @@
+use std::collections::BTreeSet;
 use std::fs;
+use std::path::Path;
 
 use crate::repository;
 
@@ -6,12 +8,28 @@ use crate::repository;
 fn the_crds_are_those_of_the_types() {
     for (name, wanted) in slicegate::api::crds::files().unwrap() {
         let path = repository("crds").join(name);
-        if std::env::var_os("UPDATE").is_some() {
+        if std::env::var_os("UPDATE").is_some_and(|update| update == "1") {
             fs::write(&path, &wanted).unwrap();
         }
         let found = fs::read_to_string(&path).unwrap_or_default();
-        assert!(found == wanted, "crds/{name} is stale: run `make generate` and commit the result");
+        assert!(
+            found == wanted,
+            "crds/{name} is stale: run UPDATE=1 cargo test --test component crds (`make generate`) and commit the result"
+        );
     }
+}
+
+#[test]
+fn no_crd_is_left_of_a_type_that_is_gone() {
+    let wanted: BTreeSet<String> =
+        slicegate::api::crds::files().unwrap().into_iter().map(|(name, _)| name.to_owned()).collect();
+    let found: BTreeSet<String> = fs::read_dir(repository("crds"))
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .filter(|name| Path::new(name).extension().is_some_and(|e| e == "yaml"))
+        .filter(|name| name != "kustomization.yaml")
+        .collect();
+    assert_eq!(found, wanted);
 }
 
 #[test]

@@ -1,11 +1,22 @@
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 
-use k8s_openapi::api::core::v1::PodSpec;
+use k8s_openapi::api::admissionregistration::v1::{
+    MutatingAdmissionPolicy, MutatingAdmissionPolicyBinding, ValidatingAdmissionPolicy,
+    ValidatingAdmissionPolicyBinding,
+};
+use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
+use k8s_openapi::api::batch::v1::Job;
+use k8s_openapi::api::core::v1::{Namespace, Pod, PodSpec, ServiceAccount};
+use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 use slicegate::api::convert::workload::pod_demand;
-use slicegate::api::{SlicePolicy, kueue, names};
+use slicegate::api::{MIGNode, SlicePolicy, kueue, names};
+use slicegate_core::profile::{ProfileName, RESOURCE_PREFIX};
 
 use crate::repository;
 
@@ -88,5 +99,215 @@ fn the_policies_speak_of_the_gate_that_the_controller_removes() {
     let gate = format!("'{}'", names::GATE);
     for file in ["config/policy/gate.yaml", "config/policy/ungate.yaml"] {
         assert!(fs::read_to_string(repository(file)).unwrap().contains(&gate), "{file}");
+    }
+}
+
+const FOLDERS: [&str; 3] = ["samples", "kueue", "config"];
+
+#[test]
+fn no_manifest_has_a_field_that_its_type_does_not_know() {
+    for folder in FOLDERS {
+        for (path, document) in documents(folder) {
+            let path = path.display().to_string();
+            let read = match document["kind"].as_str().unwrap_or_default() {
+                "SlicePolicy" => as_read::<SlicePolicy>(&document),
+                "MIGNode" => as_read::<MIGNode>(&document),
+                "AdmissionCheck" => as_read::<kueue::AdmissionCheck>(&document),
+                "ResourceFlavor" => as_read::<kueue::ResourceFlavor>(&document),
+                "Namespace" => as_read::<Namespace>(&document),
+                "ServiceAccount" => as_read::<ServiceAccount>(&document),
+                "ClusterRole" => as_read::<ClusterRole>(&document),
+                "ClusterRoleBinding" => as_read::<ClusterRoleBinding>(&document),
+                "Deployment" => as_read::<Deployment>(&document),
+                "DaemonSet" => as_read::<DaemonSet>(&document),
+                "Job" => as_read::<Job>(&document),
+                "Pod" => as_read::<Pod>(&document),
+                "MutatingAdmissionPolicy" => as_read::<MutatingAdmissionPolicy>(&document),
+                "MutatingAdmissionPolicyBinding" => as_read::<MutatingAdmissionPolicyBinding>(&document),
+                "ValidatingAdmissionPolicy" => as_read::<ValidatingAdmissionPolicy>(&document),
+                "ValidatingAdmissionPolicyBinding" => as_read::<ValidatingAdmissionPolicyBinding>(&document),
+                "ClusterQueue" | "LocalQueue" | "PodMonitor" | "Kustomization" | "Component" => continue,
+                other => panic!("{path}: kind {other:?} is not checked; add it here"),
+            };
+            let read = read.unwrap_or_else(|error| panic!("{path}: {error}"));
+            assert!(document["metadata"]["name"].is_string(), "{path} has no name");
+            assert_eq!(lost(&document, &read, ""), Vec::<String>::new(), "{path}");
+        }
+    }
+}
+
+/// The document as its type reads it.
+fn as_read<T: DeserializeOwned + Serialize>(document: &Value) -> serde_json::Result<Value> {
+    serde_json::to_value(serde_json::from_value::<T>(document.clone())?)
+}
+
+/// The fields of `document` that are not in `read`.
+fn lost(document: &Value, read: &Value, path: &str) -> Vec<String> {
+    match document {
+        Value::Object(fields) => fields
+            .iter()
+            .flat_map(|(name, inner)| {
+                let here = format!("{path}.{name}");
+                // An empty list or map says nothing, and need not be written again.
+                let empty = inner.as_array().is_some_and(Vec::is_empty)
+                    || inner.as_object().is_some_and(serde_json::Map::is_empty);
+                match read.get(name) {
+                    None if empty => Vec::new(),
+                    None => vec![here],
+                    Some(read) => lost(inner, read, &here),
+                }
+            })
+            .collect(),
+        Value::Array(items) => items
+            .iter()
+            .enumerate()
+            .flat_map(|(index, item)| lost(item, &read[index], &format!("{path}[{index}]")))
+            .collect(),
+        _ => Vec::new(),
+    }
+}
+
+#[test]
+fn every_mig_resource_that_a_manifest_names_is_a_profiles() {
+    let mut named = BTreeMap::new();
+    for folder in FOLDERS {
+        for (path, document) in documents(folder) {
+            mig_resources(&document, &mut |resource| {
+                named.insert(resource.to_owned(), path.clone());
+            });
+        }
+    }
+    assert!(named.len() >= 12, "{named:?}");
+    for (resource, path) in named {
+        let profile = ProfileName::from_resource(&resource).unwrap();
+        let profile = profile.unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        assert_eq!(profile.resource(), resource, "{}", path.display());
+    }
+}
+
+/// Every key and every string of a document that is a MIG resource.
+fn mig_resources(value: &Value, found: &mut impl FnMut(&str)) {
+    match value {
+        Value::String(text) if text.starts_with(RESOURCE_PREFIX) => found(text),
+        Value::Array(items) => items.iter().for_each(|item| mig_resources(item, found)),
+        Value::Object(fields) => {
+            for (name, inner) in fields {
+                if name.starts_with(RESOURCE_PREFIX) {
+                    found(name);
+                }
+                mig_resources(inner, found);
+            }
+        }
+        _ => {}
+    }
+}
+
+#[test]
+fn the_quotas_are_what_the_gpus_of_each_flavor_can_hold() {
+    // As kueue/cluster-queue.yaml and kueue/README.md say.
+    let gpus: BTreeMap<&str, Vec<(&str, u32)>> = BTreeMap::from([
+        ("any-80gb", vec![("A100-80GB", 8), ("H100-SXM5-80GB", 4)]),
+        ("a30", vec![("A30-24GB", 2)]),
+    ]);
+    let queue = of_kind("kueue", "ClusterQueue").remove(0);
+    let group = &queue["spec"]["resourceGroups"][0];
+    let mut offered = BTreeSet::new();
+    let mut flavors = BTreeSet::new();
+    for flavor in group["flavors"].as_array().unwrap() {
+        let name = flavor["name"].as_str().unwrap();
+        flavors.insert(name);
+        let mut most: BTreeMap<String, u64> = BTreeMap::new();
+        for (model, count) in &gpus[name] {
+            for profile in &nvml_sim::tables::model(model).unwrap().profiles {
+                let resource = profile.name.parse::<ProfileName>().unwrap().resource();
+                *most.entry(resource).or_default() += u64::from(profile.max_count * count);
+            }
+        }
+        for resource in flavor["resources"].as_array().unwrap() {
+            let resource_name = resource["name"].as_str().unwrap();
+            if resource_name.starts_with(RESOURCE_PREFIX) {
+                let wanted = most.get(resource_name).copied().unwrap_or(0);
+                assert_eq!(resource["nominalQuota"].as_u64(), Some(wanted), "{name}: {resource_name}");
+            }
+        }
+        offered.extend(most.into_keys());
+    }
+    assert_eq!(flavors, gpus.into_keys().collect());
+    let covered: BTreeSet<String> = serde_json::from_value::<Vec<String>>(group["coveredResources"].clone())
+        .unwrap()
+        .into_iter()
+        .collect();
+    let mig = covered.into_iter().filter(|resource| resource.starts_with(RESOURCE_PREFIX)).collect();
+    assert_eq!(offered, mig, "every profile of these GPUs is covered, and no other");
+}
+
+#[test]
+fn every_kustomization_names_what_is_there_and_forgets_nothing() {
+    // A server that never ends is not among the samples that are applied together.
+    const APART: [&str; 1] = ["vllm-deployment.yaml"];
+    let mut kustomizations = 0;
+    for folder in ["samples", "kueue", "config", "crds"] {
+        for (path, document) in documents(folder) {
+            if !matches!(document["kind"].as_str(), Some("Kustomization" | "Component")) {
+                continue;
+            }
+            kustomizations += 1;
+            let here = path.parent().unwrap();
+            let named: BTreeSet<&str> = ["resources", "components"]
+                .iter()
+                .filter_map(|list| document[list].as_array())
+                .flatten()
+                .map(|entry| entry.as_str().unwrap())
+                .collect();
+            for entry in &named {
+                let target = here.join(entry);
+                let there = if target.is_dir() {
+                    target.join("kustomization.yaml").is_file()
+                } else {
+                    target.is_file()
+                };
+                assert!(there, "{}: {entry} is not there", path.display());
+            }
+            for file in yaml_files(here) {
+                assert!(
+                    named.contains(file.as_str())
+                        || file == "kustomization.yaml"
+                        || APART.contains(&file.as_str()),
+                    "{}: {file} is not applied",
+                    path.display()
+                );
+            }
+        }
+    }
+    assert!(kustomizations >= 10, "only {kustomizations}");
+}
+
+fn yaml_files(folder: &Path) -> Vec<String> {
+    let names = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    names.filter(|name| Path::new(name).extension().is_some_and(|e| e == "yaml")).collect()
+}
+
+#[test]
+fn the_workloads_call_the_program_as_it_wants_to_be_called() {
+    for kind in ["Deployment", "DaemonSet"] {
+        let document = of_kind("config", kind).remove(0);
+        let spec: PodSpec = serde_json::from_value(document["spec"]["template"]["spec"].clone()).unwrap();
+        let container = &spec.containers[0];
+        let args = container.args.clone().unwrap();
+        // Arguments before --help are read, and refused if they are not known.
+        let output = Command::new(env!("CARGO_BIN_EXE_slicegate"))
+            .args(&args)
+            .arg("--help")
+            .env("NODE_NAME", "node")
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+        let port = args.iter().find_map(|a| a.strip_prefix("--listen=")?.rsplit(':').next()).unwrap();
+        let ports = container.ports.as_ref().unwrap();
+        assert_eq!(ports.iter().map(|p| p.container_port.to_string()).collect::<Vec<_>>(), [port], "{kind}");
+        assert_eq!(
+            document["spec"]["selector"]["matchLabels"],
+            document["spec"]["template"]["metadata"]["labels"]
+        );
     }
 }

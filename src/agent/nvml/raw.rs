@@ -214,12 +214,19 @@ impl<'nvml> Mig<'nvml> {
             &raw const placement,
             &raw mut handle
         )?;
-        self.describe(handle)
+        self.describe(handle).inspect_err(|_| {
+            // What cannot be described cannot be kept.
+            let _ = self.destroy_handle(handle);
+        })
     }
 
     /// Destroys a GPU instance that has no compute instance.
     pub fn destroy_instance(&self, instance: GpuInstance) -> Result<(), NvmlError> {
-        call!(self.lib, nvmlGpuInstanceDestroy, instance.handle)
+        self.destroy_handle(instance.handle)
+    }
+
+    fn destroy_handle(&self, handle: sys::nvmlGpuInstance_t) -> Result<(), NvmlError> {
+        call!(self.lib, nvmlGpuInstanceDestroy, handle)
     }
 
     /// The compute instance profiles that a GPU instance has.

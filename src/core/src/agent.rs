@@ -226,7 +226,10 @@ fn reports(uuid: &GpuUuid, wanted: &[Slice], gpu: &GpuView) -> Vec<Report> {
             }
             (None, _, _) if gpu.unusable.is_some() => (SliceState::Failed, gpu.unusable.clone()),
             (None, true, Some(_)) => (SliceState::Idle, None),
-            (None, true, None) => (SliceState::Creating, failure_of(slice)),
+            (None, true, None) => match failure_of(slice) {
+                Some(message) => (SliceState::Failed, Some(message)),
+                None => (SliceState::Creating, None),
+            },
             (None, false, _) => match failure_of(slice) {
                 Some(message) => (SliceState::Failed, Some(message)),
                 None => (SliceState::Draining, None),

@@ -208,7 +208,7 @@ impl Ledger {
         self.free.add(requests, -i64::from(pods));
     }
 
-    /// Strikes out the claims for which `drop` says so. `requests` tells what each of their pods was charged.
+    /// Strikes out the claims for which `drop` says so.
     pub fn drop_claims(&mut self, drop: impl Fn(&Claim) -> bool) -> Vec<Claim> {
         let (dropped, kept): (Vec<_>, Vec<_>) = std::mem::take(&mut self.claims).into_iter().partition(drop);
         self.claims = kept;

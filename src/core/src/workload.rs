@@ -86,6 +86,14 @@ pub struct Policy {
     pub nodes: Constraints,
 }
 
+impl Default for Policy {
+    /// That of a check without parameters; the API's defaults (`SlicePolicy`).
+    fn default() -> Self {
+        let seconds = std::time::Duration::from_secs;
+        Self { hold: seconds(60), max_hold: seconds(960), nodes: Constraints::default() }
+    }
+}
+
 impl Policy {
     /// How long a workload that fits nowhere keeps its quota, having been retried so often before.
     pub fn hold_after(&self, retries: u32) -> std::time::Duration {

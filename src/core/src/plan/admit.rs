@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Action, Pass};
 use crate::id::{Attempt, NodeName, PodSetName, WorkloadUid};
-use crate::node::{MigNode, SliceState};
+use crate::node::{MigNode, Node, SliceState};
 use crate::profile::ProfileName;
 use crate::time::Timestamp;
 use crate::workload::{Check, CheckState, Demand, PodSetDemand, Policy, Reservation, Workload};
@@ -36,7 +36,10 @@ impl Pass<'_> {
         if workload.checks.iter().any(|c| matches!(c.state, CheckState::Retry | CheckState::Rejected)) {
             return;
         }
+        // What runs keeps running, whatever becomes of the policy or the flavor that let it in.
+        let runs = workload.admitted;
         let demand = match &reservation.demand {
+            Demand::Unknown(_) | Demand::Invalid(_) if runs => return,
             Demand::Slices(demand) => demand,
             Demand::Unknown(reason) => return self.tell(workload, CheckState::Pending, reason),
             Demand::Invalid(reason) => return self.tell(workload, CheckState::Rejected, reason),
@@ -44,7 +47,8 @@ impl Pass<'_> {
         if demand.is_empty() {
             return self.tell(workload, CheckState::Ready, "No MIG slices asked for.");
         }
-        let Some(policy) = workload.checks.iter().find_map(|c| c.policy.clone()) else {
+        let policy = workload.checks.iter().find_map(|c| c.policy.clone());
+        let Some(policy) = policy.or_else(|| runs.then(Policy::default)) else {
             return self.tell(
                 workload,
                 CheckState::Pending,
@@ -74,16 +78,19 @@ impl Pass<'_> {
 
     /// Moves what waits on a node whose agent does not answer, or that is not ready, to another.
     fn leave_silent_nodes(&mut self, workload: &Workload, attempt: &Attempt) {
-        if workload.admitted || self.has_live_pods(&workload.key) {
+        if workload.admitted {
             return;
         }
-        let silent: Vec<NodeName> = self
+        let occupied: BTreeSet<NodeName> =
+            self.live_pods(&workload.key).filter_map(|pod| self.whereabouts(pod)).collect();
+        let lost = |node: &Node| !self.fit_for_use(node);
+        let left: Vec<NodeName> = self
             .books
             .keys()
-            .filter(|name| self.world.nodes.get(*name).is_some_and(|node| !self.fit_for_use(node)))
+            .filter(|name| !occupied.contains(*name) && self.world.nodes.get(*name).is_some_and(lost))
             .cloned()
             .collect();
-        for name in silent {
+        for name in left {
             let Some(book) = self.books.get_mut(&name) else { continue };
             book.drop_claims(|c| c.workload.uid == workload.key.uid && c.attempt == *attempt);
         }

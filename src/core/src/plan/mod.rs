@@ -258,7 +258,7 @@ impl<'a> Pass<'a> {
             // What is about to be released is not worth a new slice.
             let counts = |claim: &Claim| self.rightful(claim) || self.has_live_pods(&claim.workload);
             let mut short = book.mend(counts);
-            while let Some(victim) = short.first().and_then(|profile| self.youngest_idle(&book, profile)) {
+            while let Some(victim) = short.iter().find_map(|profile| self.youngest_idle(&book, profile)) {
                 book.drop_claims(|claim| claim.workload.uid == victim);
                 short = book.mend(counts);
             }

@@ -24,6 +24,10 @@ impl Pass<'_> {
         if demand.iter().all(|pod_set| self.pods_claimed(&workload.key, pod_set) >= pod_set.pods) {
             return Ok(());
         }
+        // What runs has its claims, even when there is no room for the rest.
+        for pod_set in demand {
+            self.anchor(&workload.key, attempt, pod_set);
+        }
         let before = self.books.clone();
         for pod_set in demand {
             let placed = self.place_pod_set(&workload.key, attempt, pod_set, policy);
@@ -42,7 +46,6 @@ impl Pass<'_> {
         demand: &PodSetDemand,
         policy: &Policy,
     ) -> Result<(), Obstacle> {
-        self.anchor(key, attempt, demand);
         let missing = demand.pods.saturating_sub(self.pods_claimed(key, demand));
         if missing == 0 {
             return Ok(());

@@ -65,6 +65,7 @@ impl Pass<'_> {
             return None;
         }
         self.world.nodes.values().find_map(|node| {
+            node.host.as_ref().filter(|host| host.ready)?;
             let claims = &node.mig.as_ref()?.confirmed.claims;
             let pods = claims
                 .iter()
