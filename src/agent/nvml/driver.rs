@@ -341,19 +341,31 @@ fn place(profile: &Profile, instance: GpuInstance) -> Slice {
 }
 
 /// nvml-wrapper's error as a code again.
+#[expect(deprecated, reason = "NVML may still return it")]
 fn wrapped(call: &'static str, error: &WrapperError) -> NvmlError {
     let code = match error {
         WrapperError::Uninitialized => 1,
         WrapperError::InvalidArg => 2,
         WrapperError::NotSupported => 3,
         WrapperError::NoPermission => 4,
+        WrapperError::AlreadyInitialized => 5,
         WrapperError::NotFound => 6,
+        WrapperError::InsufficientSize(_) => 7,
+        WrapperError::InsufficientPower => 8,
         WrapperError::DriverNotLoaded => 9,
         WrapperError::Timeout => 10,
+        WrapperError::IrqIssue => 11,
+        WrapperError::LibraryNotFound => 12,
+        WrapperError::FunctionNotFound => 13,
+        WrapperError::CorruptedInfoROM => 14,
         WrapperError::GpuLost => 15,
         WrapperError::ResetRequired => 16,
+        WrapperError::OperatingSystem => 17,
         WrapperError::LibRmVersionMismatch => 18,
         WrapperError::InUse => 19,
+        WrapperError::InsufficientMemory => 20,
+        WrapperError::NoData => 21,
+        WrapperError::VgpuEccNotSupported => 22,
         WrapperError::UnexpectedVariant(code) => *code,
         WrapperError::FailedToLoadSymbol(_) => code::FUNCTION_NOT_FOUND,
         _ => 999,
