@@ -118,6 +118,10 @@ impl Journal {
         &mut self,
         intents: impl Iterator<Item = (&'a GpuUuid, &'a Slice)>,
     ) -> Result<(), JournalError> {
+        let mut intents = intents.peekable();
+        if intents.peek().is_none() {
+            return Ok(());
+        }
         let before = self.content.instances.clone();
         for (gpu, slice) in intents {
             self.content.instances.retain(|entry| !entry.is(gpu, slice));
@@ -247,6 +251,15 @@ mod tests {
         journal.sweep(&gpu, |s| s.start == 2).unwrap();
         assert!(!journal.is_ours(&gpu, &slice(1), 0));
         assert!(journal.is_ours(&gpu, &slice(2), 0));
+    }
+
+    #[test]
+    fn no_intent_writes_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut journal = Journal::open(folder.path(), "boot-1").unwrap();
+        fs::remove_file(folder.path().join("journal.json")).unwrap();
+        journal.intend(std::iter::empty()).unwrap();
+        assert!(!folder.path().join("journal.json").exists());
     }
 
     #[test]

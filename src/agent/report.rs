@@ -79,7 +79,7 @@ pub fn status(now: Timestamp, facts: &Facts<'_>, before: &MIGNodeStatus) -> MIGN
         driver_version: Some(facts.driver_version.to_owned()),
         agent_version: Some(env!("CARGO_PKG_VERSION").to_owned()),
         observed_generation: Some(facts.generation),
-        conditions: vec![ready(now, facts, before)],
+        conditions: vec![ready(now, verdict(facts), before)],
     }
 }
 
@@ -132,8 +132,8 @@ fn slice(report: &Report) -> SliceStatus {
     }
 }
 
-fn ready(now: Timestamp, facts: &Facts<'_>, before: &MIGNodeStatus) -> Condition {
-    let (status, reason, message) = verdict(facts);
+/// The condition Ready; its time is that of `before` while its status is.
+fn ready(now: Timestamp, (status, reason, message): Verdict, before: &MIGNodeStatus) -> Condition {
     let same = before.conditions.iter().find(|c| c.type_ == "Ready" && c.status == status);
     Condition {
         type_: "Ready".to_owned(),
@@ -145,7 +145,10 @@ fn ready(now: Timestamp, facts: &Facts<'_>, before: &MIGNodeStatus) -> Condition
     }
 }
 
-fn verdict(facts: &Facts<'_>) -> (&'static str, &'static str, String) {
+/// Status, reason and message of a condition.
+type Verdict = (&'static str, &'static str, String);
+
+fn verdict(facts: &Facts<'_>) -> Verdict {
     let off: Vec<String> =
         facts.gpus.iter().filter(|g| g.mig_mode == MigMode::Disabled).map(|g| g.index.to_string()).collect();
     let how_to_enable = || {
@@ -185,7 +188,6 @@ fn verdict(facts: &Facts<'_>) -> (&'static str, &'static str, String) {
 
 /// The status of a node whose NVML cannot be used: what was known of it stays, so that its claims are not taken for lost.
 pub fn unavailable(now: Timestamp, message: &str, before: &MIGNodeStatus) -> MIGNodeStatus {
-    let same = before.conditions.iter().find(|c| c.type_ == "Ready" && c.status == "False");
     let mut status = before.clone();
     for gpu in &mut status.gpus {
         gpu.health = Health::Unhealthy;
@@ -195,13 +197,6 @@ pub fn unavailable(now: Timestamp, message: &str, before: &MIGNodeStatus) -> MIG
         slice.state = ApiState::Failed;
         slice.message = Some(message.to_owned());
     }
-    status.conditions = vec![Condition {
-        type_: "Ready".to_owned(),
-        status: "False".to_owned(),
-        reason: "NVMLUnavailable".to_owned(),
-        message: message.to_owned(),
-        observed_generation: None,
-        last_transition_time: same.map_or_else(|| time(now), |c| c.last_transition_time.clone()),
-    }];
+    status.conditions = vec![ready(now, ("False", "NVMLUnavailable", message.to_owned()), before)];
     status
 }

@@ -8,13 +8,14 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Action, Pass};
 use crate::id::{Attempt, NodeName, WorkloadKey, WorkloadUid};
+use crate::ledger::Ledger;
 use crate::node::Claim;
 use crate::workload::{CheckState, Workload};
 
 impl Pass<'_> {
     pub(super) fn release(&mut self) {
         let mut over: BTreeMap<WorkloadUid, (WorkloadKey, BTreeSet<Attempt>)> = BTreeMap::new();
-        for claim in self.books.values().flat_map(super::super::ledger::Ledger::claims) {
+        for claim in self.books.values().flat_map(Ledger::claims) {
             if !self.rightful(claim) {
                 let entry = over.entry(claim.workload.uid.clone());
                 let (_, attempts) = entry.or_insert_with(|| (claim.workload.clone(), BTreeSet::new()));
