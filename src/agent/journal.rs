@@ -254,6 +254,16 @@ mod tests {
     }
 
     #[test]
+    fn an_intent_that_is_not_on_disk_makes_nothing_ours() {
+        let folder = tempfile::tempdir().unwrap();
+        let gpu = GpuUuid::from("GPU-1");
+        let mut journal = Journal::open(folder.path(), "boot-1").unwrap();
+        fs::remove_dir_all(folder.path()).unwrap();
+        journal.intend([(&gpu, &slice(3))].into_iter()).unwrap_err();
+        assert!(!journal.is_ours(&gpu, &slice(3), 9));
+    }
+
+    #[test]
     fn no_intent_writes_nothing() {
         let folder = tempfile::tempdir().unwrap();
         let mut journal = Journal::open(folder.path(), "boot-1").unwrap();

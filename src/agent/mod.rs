@@ -216,8 +216,12 @@ async fn ensure(api: &Api<MIGNode>, name: &str) -> Result<(), Error> {
 }
 
 /// Says in the MIGNode why there are no GPUs, so that it is not only in a log.
-async fn report_unavailable(api: &Api<MIGNode>, name: &str, error: &OpenError) {
-    let before = api.get(name).await.ok().and_then(|n| n.status).unwrap_or_default();
+async fn report_unavailable(api: &Api<MIGNode>, name: &str, error: &impl std::fmt::Display) {
+    let before = match api.get(name).await {
+        Ok(object) => object.status.unwrap_or_default(),
+        // Not known, and so not to be written over.
+        Err(error) => return warn!(%error, "cannot report that NVML is unavailable"),
+    };
     let status = report::unavailable(crate::api::convert::now(), &error.to_string(), &before);
     if let Err(error) = write_status(api, name, &status).await {
         warn!(%error, "cannot report that NVML is unavailable");

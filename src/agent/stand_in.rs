@@ -106,37 +106,41 @@ impl Bindings {
         self.0.get(&(gpu.clone(), slice.clone())).map(|(_, name)| name.as_str())
     }
 
+    /// Gives slices back to the live pods that had them by `before`, which says so by `namespace/name`: wanted or not, for
+    /// a slice in a pod's hands must not go.
+    pub fn restore(&mut self, pods: &Holders, before: &BTreeMap<(GpuUuid, Slice), String>) {
+        for (place, name) in before {
+            let Some((uid, pod)) = pods.iter().find(|(_, pod)| pod.name == *name) else { continue };
+            let due = pod.slices.get(&place.1.profile).copied().unwrap_or(0);
+            if self.held(uid, &place.1.profile) < due {
+                self.0.entry(place.clone()).or_insert_with(|| (uid.clone(), name.clone()));
+            }
+        }
+    }
+
     /// Takes slices back from pods that are over and gives slices to those that have too few, out of `free`: committed
-    /// slices that are not about to go. `known` says who had which before this agent started.
-    pub fn update(
-        &mut self,
-        pods: &Holders,
-        free: &BTreeSet<Place>,
-        known: &BTreeMap<(GpuUuid, Slice), String>,
-    ) {
+    /// slices that work and are not about to go.
+    pub fn update(&mut self, pods: &Holders, free: &BTreeSet<Place>) {
         self.0.retain(|_, (uid, _)| pods.contains_key(uid));
         for (uid, pod) in pods {
             for (profile, count) in &pod.slices {
-                let held = self.0.iter().filter(|((_, s), (u, _))| u == uid && s.profile == *profile).count();
-                let missing = usize::try_from(*count).unwrap_or(usize::MAX).saturating_sub(held);
-                let mut candidates: Vec<&Place> = free
+                let missing = count.saturating_sub(self.held(uid, profile));
+                let taken: Vec<_> = free
                     .iter()
                     .filter(|p| p.slice.profile == *profile)
-                    .filter(|p| !self.0.contains_key(&(p.gpu.clone(), p.slice.clone())))
+                    .map(|p| (p.gpu.clone(), p.slice.clone()))
+                    .filter(|place| !self.0.contains_key(place))
+                    .take(usize::try_from(missing).unwrap_or(usize::MAX))
                     .collect();
-                let known_as = |p: &Place| known.get(&(p.gpu.clone(), p.slice.clone()));
-                // Its own of before first, one of another's of before last.
-                candidates.sort_by_key(|p| match known_as(p) {
-                    Some(name) if *name == pod.name => 0,
-                    None => 1,
-                    Some(_) => 2,
-                });
-                let taken: Vec<_> = candidates.into_iter().take(missing).cloned().collect();
-                for place in taken {
-                    self.0.insert((place.gpu, place.slice), (uid.clone(), pod.name.clone()));
-                }
+                self.0.extend(taken.into_iter().map(|place| (place, (uid.clone(), pod.name.clone()))));
             }
         }
+    }
+
+    /// How many slices of a profile a pod holds.
+    fn held(&self, pod: &PodUid, profile: &ProfileName) -> u32 {
+        let held = self.0.iter().filter(|((_, slice), (uid, _))| uid == pod && slice.profile == *profile);
+        u32::try_from(held.count()).unwrap_or(u32::MAX)
     }
 }
 
@@ -167,16 +171,16 @@ mod tests {
             place(1, 4, "3g.40gb"),
         ]);
         let mut bindings = Bindings::default();
-        bindings.update(&[pod("a", "1g.10gb", 2)].into(), &free, &BTreeMap::new());
+        bindings.update(&[pod("a", "1g.10gb", 2)].into(), &free);
         let a = || Some("team/a".to_owned());
         assert_eq!(holders(&bindings, &free), [a(), a(), None, None]);
-        bindings.update(&[pod("a", "1g.10gb", 2), pod("b", "1g.10gb", 2)].into(), &free, &BTreeMap::new());
+        bindings.update(&[pod("a", "1g.10gb", 2), pod("b", "1g.10gb", 2)].into(), &free);
         assert_eq!(
             holders(&bindings, &free),
             [a(), a(), Some("team/b".to_owned()), None],
             "one more than there are"
         );
-        bindings.update(&[pod("b", "1g.10gb", 2)].into(), &free, &BTreeMap::new());
+        bindings.update(&[pod("b", "1g.10gb", 2)].into(), &free);
         let b = || Some("team/b".to_owned());
         assert_eq!(holders(&bindings, &free), [b(), None, b(), None]);
     }
@@ -184,13 +188,37 @@ mod tests {
     #[test]
     fn after_a_restart_each_pod_has_the_slice_that_it_had() {
         let free = BTreeSet::from([place(0, 0, "1g.10gb"), place(0, 1, "1g.10gb")]);
-        let known: BTreeMap<_, _> = free
-            .iter()
-            .zip(["team/b", "team/a"])
-            .map(|(p, n)| ((p.gpu.clone(), p.slice.clone()), n.to_owned()))
-            .collect();
+        let names = ["team/b", "team/a"];
+        let before =
+            free.iter().zip(names).map(|(p, n)| ((p.gpu.clone(), p.slice.clone()), n.to_owned())).collect();
+        let pods = [pod("a", "1g.10gb", 1), pod("b", "1g.10gb", 1)].into();
         let mut bindings = Bindings::default();
-        bindings.update(&[pod("a", "1g.10gb", 1), pod("b", "1g.10gb", 1)].into(), &free, &known);
-        assert_eq!(holders(&bindings, &free), [Some("team/b".to_owned()), Some("team/a".to_owned())]);
+        bindings.restore(&pods, &before);
+        bindings.update(&pods, &free);
+        assert_eq!(holders(&bindings, &free), names.map(|n| Some(n.to_owned())));
+    }
+
+    #[test]
+    fn after_a_restart_a_pod_still_holds_a_slice_that_is_no_longer_wanted() {
+        let held = place(0, 0, "1g.10gb");
+        let place = (held.gpu.clone(), held.slice.clone());
+        let before = BTreeMap::from([(place, "team/a".to_owned())]);
+        let nothing_free = BTreeSet::new();
+        let mut bindings = Bindings::default();
+        let pods = [pod("a", "1g.10gb", 1)].into();
+        bindings.restore(&pods, &before);
+        bindings.update(&pods, &nothing_free);
+        assert_eq!(bindings.holder(&held.gpu, &held.slice), Some("team/a"));
+        bindings.update(&Holders::new(), &nothing_free);
+        assert_eq!(bindings.holder(&held.gpu, &held.slice), None);
+    }
+
+    #[test]
+    fn a_pod_gets_back_no_more_than_it_asks_for() {
+        let free = BTreeSet::from([place(0, 0, "1g.10gb"), place(0, 1, "1g.10gb"), place(0, 4, "3g.40gb")]);
+        let before = free.iter().map(|p| ((p.gpu.clone(), p.slice.clone()), "team/a".to_owned())).collect();
+        let mut bindings = Bindings::default();
+        bindings.restore(&[pod("a", "1g.10gb", 1)].into(), &before);
+        assert_eq!(holders(&bindings, &free), [Some("team/a".to_owned()), None, None]);
     }
 }

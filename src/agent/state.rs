@@ -11,15 +11,15 @@ use slicegate_core::id::GpuUuid;
 use slicegate_core::profile::ProfileName;
 use slicegate_core::time::Timestamp;
 use tokio::sync::mpsc;
-use tokio::task::spawn_blocking;
+use tokio::task::{JoinHandle, spawn_blocking};
 use tracing::{debug, info, warn};
 
 use super::journal::Journal;
 use super::node_status::{Advertised, NodeStatus};
-use super::nvml::{CreateError, Driver, Found, GpuInfo, NvmlError};
+use super::nvml::{CreateError, Driver, Found, GpuInfo, Left, NvmlError};
 use super::report::{self, Facts};
 use super::stand_in::{Bindings, Holders, Place};
-use super::{Metrics, PAUSE, ensure, write_status};
+use super::{Metrics, PAUSE, ensure, report_unavailable, write_status};
 use crate::api::convert::{mig, now};
 use crate::api::mig_node::{MIGNode, MIGNodeStatus, MigMode};
 
@@ -108,8 +108,11 @@ pub struct Agent {
     written: Option<MIGNodeStatus>,
     /// The processes that the last look found, by GPU instance.
     processes: BTreeMap<(GpuUuid, u32), String>,
+    /// Whether a status of this agent has been written.
+    reported: bool,
     scanned: bool,
-    scanning: bool,
+    /// The look that is under way, or was last.
+    look: Option<JoinHandle<()>>,
 }
 
 impl Agent {
@@ -133,8 +136,9 @@ impl Agent {
             reports: Vec::new(),
             written: None,
             processes: BTreeMap::new(),
+            reported: false,
             scanned: false,
-            scanning: false,
+            look: None,
         }
     }
 
@@ -145,7 +149,7 @@ impl Agent {
 
     /// Whether a status has been written.
     pub fn has_reported(&self) -> bool {
-        self.written.is_some()
+        self.reported
     }
 
     /// Whether an operation runs.
@@ -168,6 +172,12 @@ impl Agent {
             }
             Message::Done(done) => self.take_in_done(done),
             Message::Scanned(scan) => {
+                if let (Err(error), false) = (&scan.gpus, self.scanned) {
+                    // Nothing is known yet: a status of nothing would forget who holds what.
+                    warn!(%error, "NVML does not list the GPUs");
+                    report_unavailable(&self.means.mig_nodes, &self.means.name, error).await;
+                    return;
+                }
                 self.take_in_scan(*scan);
                 // What the Node shows may have been changed behind our back, or the Node be a new one.
                 if let Err(error) = self.means.node_status.refresh().await {
@@ -191,6 +201,7 @@ impl Agent {
                         Some(((s.gpu.as_str().into(), slice), s.pod.clone()?))
                     })
                     .collect();
+                self.reports = reported(object);
             }
             self.written.clone_from(&object.status);
         } else if object.status != self.written && object.status.is_none() {
@@ -219,9 +230,10 @@ impl Agent {
                 self.journal.gone(&gpu, &slice)
             }
             (Operation::Create(_), Err(OperationError::Create(error))) => match error.leaves() {
-                Some(id) => self.journal.made(&gpu, &slice, id),
-                // Whatever is at this place now was not made by us.
-                None => self.journal.gone(&gpu, &slice),
+                Left::Instance(id) => self.journal.made(&gpu, &slice, id),
+                Left::Nothing => self.journal.gone(&gpu, &slice),
+                // The intent stays; a look that finds nothing at the place strikes it out.
+                Left::Unknown => Ok(()),
             },
             _ => Ok(()),
         };
@@ -250,22 +262,25 @@ impl Agent {
     }
 
     fn take_in_scan(&mut self, scan: Scan) {
-        self.scanning = false;
-        match scan.gpus {
-            Ok((gpus, problems)) => {
-                self.scanned = true;
-                self.gpus = gpus;
-                self.problems = problems;
-            }
-            Err(error) => {
-                self.problems = vec![format!("NVML does not list the GPUs: {error}")];
-                return;
-            }
-        }
-        self.views.retain(|uuid, _| self.gpus.iter().any(|gpu| gpu.uuid == *uuid));
-        self.unhealthy.retain(|uuid, _| self.gpus.iter().any(|gpu| gpu.uuid.as_str() == uuid));
+        self.scanned = true;
+        let (mut gpus, problems) = match scan.gpus {
+            Ok(listed) => listed,
+            Err(error) => (Vec::new(), vec![format!("NVML does not list the GPUs: {error}")]),
+        };
+        // A GPU that was here and does not answer stays, with its slices: pods may hold them.
+        let silent: BTreeMap<GpuUuid, String> = self
+            .gpus
+            .iter()
+            .filter(|known| !gpus.iter().any(|gpu| gpu.uuid == known.uuid))
+            .map(|known| (known.uuid.clone(), why_silent(known.index, &problems)))
+            .collect();
+        gpus.extend(self.gpus.iter().filter(|known| silent.contains_key(&known.uuid)).cloned());
+        gpus.sort_by_key(|gpu| gpu.index);
+        (self.gpus, self.problems) = (gpus, problems);
+        self.unhealthy.extend(silent.iter().map(|(uuid, why)| (uuid.to_string(), why.clone())));
         for gpu in &self.gpus {
             let unusable = match gpu.mig_mode {
+                _ if silent.contains_key(&gpu.uuid) => silent.get(&gpu.uuid).cloned(),
                 MigMode::Enabled => None,
                 MigMode::Disabled => Some(format!(
                     "MIG mode is off on GPU {}; enable it with nvidia-smi -i {} -mig 1",
@@ -318,12 +333,12 @@ impl Agent {
 
     /// Begins a full look at the GPUs, unless one is under way. What it finds of a GPU that is worked on meanwhile is void.
     pub fn begin_scan(&mut self) {
-        if std::mem::replace(&mut self.scanning, true) {
+        if self.look.as_ref().is_some_and(|look| !look.is_finished()) {
             return;
         }
         let (driver, epochs, messages) =
             (self.means.driver.clone(), self.epochs.clone(), self.means.messages.clone());
-        tokio::spawn(async move {
+        self.look = Some(tokio::spawn(async move {
             let scan = spawn_blocking(move || {
                 let gpus = driver.gpus();
                 let instances = gpus
@@ -337,7 +352,7 @@ impl Agent {
                 // Nobody listens any more only when the agent ends.
                 let _ = messages.send(Message::Scanned(Box::new(scan))).await;
             }
-        });
+        }));
     }
 
     /// Decides, acts, advertises, reports. Returns how long to wait if nothing happens.
@@ -410,7 +425,7 @@ impl Agent {
         let wanted = self.wanted.clone().unwrap_or_default();
         let indices: BTreeMap<&GpuUuid, u32> = self.gpus.iter().map(|gpu| (&gpu.uuid, gpu.index)).collect();
         let mut free = BTreeSet::new();
-        for (uuid, view) in &self.views {
+        for (uuid, view) in self.views.iter().filter(|(_, view)| view.unusable.is_none()) {
             let going = view.running.as_ref().map(Operation::slice);
             let ours = view.instances.iter().filter(|i| {
                 i.ours
@@ -425,8 +440,8 @@ impl Agent {
             }));
         }
         if let Some(holders) = &self.holders {
-            self.bindings.update(holders, &free, &self.before);
-            self.before.clear();
+            self.bindings.restore(holders, &std::mem::take(&mut self.before));
+            self.bindings.update(holders, &free);
         }
         for (uuid, view) in &mut self.views {
             for instance in &mut view.instances {
@@ -446,6 +461,10 @@ impl Agent {
                 let slice = failure.operation.slice();
                 wanted.get(uuid).is_some_and(|slices| slices.contains(slice))
                     || instances.iter().any(|i| i.ours && i.slice == *slice)
+            });
+            let failures = &view.failures;
+            self.attempts.retain(|(gpu, slice), _| {
+                gpu != uuid || view.running.is_some() || failures.iter().any(|f| f.operation.slice() == slice)
             });
         }
     }
@@ -522,13 +541,37 @@ impl Agent {
         };
         let status =
             report::status(moment, &facts, self.written.as_ref().unwrap_or(&MIGNodeStatus::default()));
-        if self.written.as_ref() == Some(&status) {
-            return Ok(());
+        if self.written.as_ref() != Some(&status) {
+            write_status(&self.means.mig_nodes, &self.means.name, &status).await?;
+            self.written = Some(status);
         }
-        write_status(&self.means.mig_nodes, &self.means.name, &status).await?;
-        self.written = Some(status);
+        self.reported = true;
         Ok(())
     }
+}
+
+/// What the agent before this one reported, as far as the times of states need it.
+fn reported(object: &MIGNode) -> Vec<Report> {
+    let slices = mig::from_api(object, None).slices.into_iter();
+    slices
+        .map(|s| Report {
+            gpu: s.gpu,
+            slice: s.slice,
+            state: s.state,
+            since: s.since,
+            instance: None,
+            compute: None,
+            holder: None,
+            message: None,
+        })
+        .collect()
+}
+
+/// Why a GPU that was here is not among those that answer.
+fn why_silent(index: u32, problems: &[String]) -> String {
+    let of_it = format!("GPU {index} ");
+    let known = problems.iter().find(|p| p.starts_with(&of_it)).or(problems.first());
+    known.cloned().unwrap_or_else(|| format!("NVML no longer lists GPU {index}; reboot the node"))
 }
 
 fn instance(found: &Found, ours: bool) -> Instance {

@@ -7,7 +7,7 @@ use std::process::Command;
 use nvml_sim::{Config, StateDir};
 use serde_json::json;
 use slicegate::agent::journal::Journal;
-use slicegate::agent::nvml::{CreateError, Driver, NvmlError};
+use slicegate::agent::nvml::{CreateError, Driver, Left, NvmlError};
 use slicegate::api::mig_node::MigMode;
 use slicegate_core::geometry::Slice;
 use slicegate_core::id::GpuUuid;
@@ -145,7 +145,7 @@ fn an_occupied_place_is_said_in_nvmls_words() {
         let error = driver.create(0, &slice("1g.10gb", 6, 1)).unwrap_err();
         assert!(matches!(error, CreateError::Instance(_)), "{error}");
         assert!(error.to_string().contains("INSUFFICIENT_RESOURCES (23); the place is taken"), "{error}");
-        assert_eq!(error.leaves(), None);
+        assert_eq!(error.leaves(), Left::Nothing);
         let error = driver.create(0, &slice("9g.99gb", 0, 1)).unwrap_err();
         assert_eq!(error.to_string(), "the GPU has no profile 9g.99gb");
     });
@@ -183,7 +183,7 @@ fn an_instance_that_cannot_be_rolled_back_is_named() {
         let error = driver.create(0, &slice("1g.10gb", 6, 1)).unwrap_err();
         let found = driver.instances(0).unwrap();
         assert!(matches!(error, CreateError::Stuck { .. }), "{error}");
-        assert_eq!(error.leaves(), Some(found[0].id), "{error}");
+        assert_eq!(error.leaves(), Left::Instance(found[0].id), "{error}");
         assert_eq!(found[0].compute, None, "half made");
         driver.destroy(0, found[0].id, &found[0].slice).unwrap();
         assert_eq!(driver.instances(0).unwrap(), []);
@@ -374,7 +374,11 @@ fn what_is_left_is_named(test: &str, function: &str, kind: fn(&CreateError) -> b
             let wanted = slice("1g.10gb", 6, 1);
             let error = driver.create(0, &wanted).unwrap_err();
             let left = real(folder).first().map(|(id, ..)| *id);
-            assert_eq!(error.leaves(), left, "{error}");
+            match error.leaves() {
+                Left::Nothing => assert_eq!(left, None, "{error}"),
+                Left::Instance(id) => assert_eq!(left, Some(id), "{error}"),
+                Left::Unknown => {}
+            }
             assert!(kind(&error), "{error:?}");
             if let Some(id) = left {
                 driver.destroy(0, id, &wanted).unwrap();
@@ -471,13 +475,13 @@ fn a_half_made_instance_does_not_hide_the_others() {
     };
     scenario("a_half_made_instance_does_not_hide_the_others", faults, |_| {
         let driver = driver();
-        let half = driver.create(0, &slice("1g.10gb", 6, 1)).unwrap_err().leaves().unwrap();
+        let left = driver.create(0, &slice("1g.10gb", 6, 1)).unwrap_err().leaves();
         let whole = driver.create(0, &slice("1g.10gb", 0, 1)).unwrap();
         let other = driver.create(0, &slice("2g.20gb", 2, 2)).unwrap();
         let mut found = driver.instances(0).unwrap();
         found.sort_by_key(|instance| instance.slice.start);
         assert_eq!(found[..2], [whole, other]);
-        assert_eq!((found[2].id, &found[2].compute), (half, &None));
+        assert_eq!((Left::Instance(found[2].id), &found[2].compute), (left, &None));
     });
 }
 
@@ -676,4 +680,28 @@ fn a_library_without_a_driver_behind_it_does_not_start() {
         assert!(error.starts_with("NVML does not start: NVIDIA driver is not loaded"), "{error}");
     });
     assert!(told.is_none_or(|told| told.contains("SLICEGATE_NVML_SIM_CONFIG must name")));
+}
+
+#[test]
+fn an_instance_of_which_nvml_did_not_say_is_still_ours() {
+    let faults = |f: &Path| {
+        with_fault(
+            f,
+            json!([
+                {"function": "nvmlGpuInstanceGetInfo", "nth": 1, "code": 999, "times": 1},
+                {"function": "nvmlGpuInstanceDestroy", "nth": 1, "code": 19, "times": 1},
+            ]),
+        )
+    };
+    scenario("an_instance_of_which_nvml_did_not_say_is_still_ours", faults, |folder| {
+        let driver = driver();
+        let gpu: GpuUuid = driver.gpus().unwrap().0[0].uuid.clone();
+        let wanted = slice("1g.10gb", 6, 1);
+        let mut journal = Journal::open(&folder.join("agent"), "boot").unwrap();
+        journal.intend([(&gpu, &wanted)].into_iter()).unwrap();
+        assert_eq!(driver.create(0, &wanted).unwrap_err().leaves(), Left::Unknown);
+        let found = driver.instances(0).unwrap();
+        assert_eq!((found.len(), &found[0].slice, &found[0].compute), (1, &wanted, &None));
+        assert!(journal.is_ours(&gpu, &found[0].slice, found[0].id));
+    });
 }

@@ -302,7 +302,7 @@ impl Driver {
             };
             let mut starts: Vec<u8> = placements.iter().filter_map(|(s, _)| u8::try_from(*s).ok()).collect();
             starts.sort_unstable();
-            let end = starts.last().map_or(0, |start| start + size);
+            let end = starts.last().map_or(0, |start| start.saturating_add(size));
             model.units = model.units.max(end);
             // NVML reports a wrong count for the A30 (mig-parted works around the same); no more fit than there are starts.
             let most = u8::try_from(profile.instance_count)

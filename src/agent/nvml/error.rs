@@ -15,7 +15,7 @@ pub struct NvmlError {
 /// Why a slice could not be made.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CreateError {
-    /// No GPU instance was made.
+    /// No GPU instance was made; or, by [`Self::leaves`], one of which NVML did not say.
     #[error("{0}")]
     Instance(NvmlError),
     /// A GPU instance was made and destroyed again, since it got no compute instance.
@@ -46,13 +46,35 @@ pub enum CreateError {
     NoProfile(String),
 }
 
+/// What an attempt to make a slice leaves behind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Left {
+    /// Nothing: whatever is at the place was not made by us.
+    Nothing,
+    /// This GPU instance.
+    Instance(u32),
+    /// Perhaps something: whatever is at the place is ours.
+    Unknown,
+}
+
 impl CreateError {
-    /// The GPU instance that is left behind, if one is.
-    pub fn leaves(&self) -> Option<u32> {
+    /// What is left behind.
+    pub fn leaves(&self) -> Left {
         match self {
-            Self::Stuck { id, .. } | Self::NoDevice { id, .. } => Some(*id),
-            _ => None,
+            Self::NoProfile(_) | Self::Compute(_) => Left::Nothing,
+            Self::Instance(error) if error.refuses() => Left::Nothing,
+            Self::Instance(_) => Left::Unknown,
+            Self::Stuck { id, .. } | Self::NoDevice { id, .. } => Left::Instance(*id),
         }
+    }
+}
+
+impl NvmlError {
+    /// Whether NVML says by this that it has not even begun; after a timeout or an unknown error nobody knows.
+    fn refuses(&self) -> bool {
+        let begins = self.call == "nvmlDeviceCreateGpuInstanceWithPlacement";
+        // INVALID_ARGUMENT, NOT_SUPPORTED, NO_PERMISSION, FUNCTION_NOT_FOUND, IN_USE, INSUFFICIENT_RESOURCES
+        begins && matches!(self.code, 2 | 3 | 4 | 13 | 19 | 23)
     }
 }
 

@@ -5,4 +5,4 @@ mod error;
 mod raw;
 
 pub use driver::{Driver, Found, GpuInfo, OpenError};
-pub use error::{CreateError, NvmlError};
+pub use error::{CreateError, Left, NvmlError};
