@@ -1,12 +1,16 @@
-//! The node agent's decision: what to do next on each GPU, and what to report, given what is wanted and what is there.
+//! The node agent's decision: which slices pods may be given, what to do next on each GPU, and what to report, given what is
+//! wanted and what is there.
+//!
+//! A slice goes through hands in this order, so that nobody is promised what is not there and nothing is taken from under
+//! anybody: made, [`servable`], shown to pods, Idle; and back: no longer servable, shown no more, held by nobody, destroyed.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::sync::Arc;
 
-use crate::geometry::{Model, Slice};
+use crate::geometry::{Model, Place, Slice};
 use crate::id::GpuUuid;
 use crate::node::SliceState;
-use crate::profile::ProfileName;
 use crate::time::Timestamp;
 
 /// A GPU as the agent finds it.
@@ -14,8 +18,11 @@ use crate::time::Timestamp;
 pub struct GpuView {
     /// What it can be cut into.
     pub model: Arc<Model>,
-    /// Why no slice can be made on it, as with MIG mode off or the GPU lost; `None` when one can.
+    /// Why no slice can be made on it, as with MIG mode off or NVML silent about it; `None` when one can. What pods hold on
+    /// it may work all the same.
     pub unusable: Option<String>,
+    /// Why nothing on it works any more, as when the GPU is lost; `None` when it does.
+    pub broken: Option<String>,
     /// The GPU instances that NVML lists.
     pub instances: Vec<Instance>,
     /// What is being done on it; nothing else is begun meanwhile, since NVML serialises the calls on one GPU.
@@ -35,8 +42,46 @@ pub struct Instance {
     pub compute: Option<Compute>,
     /// Whether the journal says that Slicegate made it.
     pub ours: bool,
-    /// What holds it: a pod as `namespace/name`, or a process.
-    pub holder: Option<String>,
+    /// What holds it.
+    pub holder: Option<Holder>,
+    /// How far it is in pods' sight.
+    pub offer: Offer,
+    /// Why it does not work any more, as after an XID; it is made anew once nobody holds it.
+    pub broken: Option<String>,
+    /// Why pods cannot be given it yet though it is whole, as when its CDI specification cannot be written.
+    pub obstacle: Option<String>,
+    /// Whether it must be made anew before another pod may have it.
+    pub spent: bool,
+}
+
+/// What holds a slice.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Holder {
+    /// A pod, as `namespace/name`.
+    Pod(String),
+    /// A process, by its id, though no pod is known to.
+    Process(u32),
+}
+
+impl fmt::Display for Holder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Pod(name) => write!(f, "pod {name}"),
+            Self::Process(id) => write!(f, "process {id}"),
+        }
+    }
+}
+
+/// How far a slice is in pods' sight: what kubelet and Node show of it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Offer {
+    /// Not known.
+    #[default]
+    Pending,
+    /// They count it.
+    Shown,
+    /// They do not count it, and nobody was given it before they stopped to.
+    Withdrawn,
 }
 
 /// A compute instance.
@@ -98,7 +143,7 @@ pub struct Report {
     /// Its compute instance, when it exists.
     pub compute: Option<Compute>,
     /// What holds it.
-    pub holder: Option<String>,
+    pub holder: Option<Holder>,
     /// Why it is Failed, or not what is wanted.
     pub message: Option<String>,
 }
@@ -114,24 +159,33 @@ pub struct Step {
     pub recheck_at: Option<Timestamp>,
 }
 
-impl Step {
-    /// Slices by profile that pods can have or have: what the node's allocatable must show.
-    pub fn usable(&self) -> BTreeMap<ProfileName, u32> {
-        let mut usable = BTreeMap::new();
-        for report in &self.reports {
-            if matches!(report.state, SliceState::Idle | SliceState::InUse) {
-                *usable.entry(report.slice.profile.clone()).or_default() += 1;
-            }
-        }
-        usable
+/// The slices that pods may be given or have: ours, whole and working, and wanted or in a pod's hands. A pod keeps what it
+/// has, wanted or not; what only a process holds can be given to nobody.
+pub fn servable(
+    wanted: &BTreeMap<GpuUuid, Vec<Slice>>,
+    gpus: &BTreeMap<GpuUuid, GpuView>,
+) -> BTreeSet<Place> {
+    let mut places = BTreeSet::new();
+    for (uuid, gpu) in gpus.iter().filter(|(_, gpu)| gpu.broken.is_none()) {
+        let (accepted, _) = sift(wanted.get(uuid).map_or(&[][..], Vec::as_slice), gpu);
+        let works =
+            |i: &&Instance| i.ours && i.compute.is_some() && i.broken.is_none() && i.obstacle.is_none();
+        let goes = |i: &Instance| gpu.running.as_ref().is_some_and(|operation| operation.slice() == &i.slice);
+        let serves = |i: &&Instance| match i.holder {
+            Some(Holder::Pod(_)) => true,
+            Some(Holder::Process(_)) => false,
+            None => accepted.contains(&&i.slice) && gpu.unusable.is_none() && !i.spent && !goes(i),
+        };
+        places.extend(gpu.instances.iter().filter(works).filter(serves).map(|i| Place::new(uuid, &i.slice)));
     }
+    places
 }
 
 /// Decides what to do next and what to report.
 ///
 /// Slices that can be made are made first, since somebody waits for them; then those are destroyed that are in the way of a
-/// wanted one; then the rest of what is no longer wanted. What is foreign, held, or wanted and whole is never touched.
-/// `previous` gives each state its time.
+/// wanted one; then the rest of what is no longer wanted, broken or spent. What is foreign, held, still in pods' sight, or
+/// wanted and sound is never touched. `previous` gives each state its time.
 pub fn agent_step(
     now: Timestamp,
     wanted: &BTreeMap<GpuUuid, Vec<Slice>>,
@@ -179,7 +233,7 @@ fn sift<'a>(wanted: &'a [Slice], gpu: &GpuView) -> (Vec<&'a Slice>, Vec<(&'a Sli
 }
 
 fn next_operation(now: Timestamp, wanted: &[Slice], gpu: &GpuView) -> Option<Operation> {
-    if gpu.running.is_some() || gpu.unusable.is_some() {
+    if gpu.running.is_some() || gpu.unusable.is_some() || gpu.broken.is_some() {
         return None;
     }
     let may_try =
@@ -192,10 +246,12 @@ fn next_operation(now: Timestamp, wanted: &[Slice], gpu: &GpuView) -> Option<Ope
         .filter(|slice| gpu.model.check(slice, gpu.instances.iter().map(|i| &i.slice)).is_ok())
         .map(|slice| Operation::Create((*slice).clone()))
         .find(may_try);
+    let sound = |i: &Instance| i.compute.is_some() && i.broken.is_none() && !i.spent;
     let mut surplus: Vec<&Instance> = gpu
         .instances
         .iter()
-        .filter(|i| i.ours && i.holder.is_none() && (i.compute.is_none() || !wanted.contains(&i.slice)))
+        .filter(|i| i.ours && i.holder.is_none() && i.offer == Offer::Withdrawn)
+        .filter(|i| !sound(i) || !wanted.contains(&i.slice))
         .collect();
     // Those in the way of a wanted slice first: false sorts before true.
     surplus.sort_by_key(|i| {
@@ -217,22 +273,27 @@ fn reports(uuid: &GpuUuid, wanted: &[Slice], gpu: &GpuView) -> Vec<Report> {
     let mut reports = Vec::new();
     for instance in gpu.instances.iter().filter(|i| i.ours) {
         let slice = &instance.slice;
-        let is_wanted = accepted.contains(slice) && !being_destroyed(slice);
-        let (state, message) = match (&instance.holder, is_wanted, &instance.compute) {
-            (Some(_), _, Some(_)) if gpu.unusable.is_some() => (SliceState::InUse, gpu.unusable.clone()),
-            (Some(_), true, Some(_)) => (SliceState::InUse, None),
-            (Some(holder), _, _) => {
+        let broken = gpu.broken.as_ref().or(instance.broken.as_ref());
+        let wanted = accepted.contains(slice) && !being_destroyed(slice);
+        let failed = |message: &String| (SliceState::Failed, Some(message.clone()));
+        let (state, message) = match (&instance.holder, &gpu.unusable) {
+            _ if broken.is_some_and(|_| !being_destroyed(slice)) => {
+                (SliceState::Failed, failure_of(slice).or_else(|| broken.cloned()))
+            }
+            (Some(Holder::Process(id)), _) => (SliceState::InUse, Some(outlived(*id))),
+            (Some(_), Some(unusable)) => (SliceState::InUse, Some(unusable.clone())),
+            (Some(_), None) if wanted && instance.compute.is_some() => (SliceState::InUse, None),
+            (Some(holder), None) => {
                 (SliceState::InUse, Some(format!("to be destroyed once {holder} lets go of it")))
             }
-            (None, _, _) if gpu.unusable.is_some() => (SliceState::Failed, gpu.unusable.clone()),
-            (None, true, Some(_)) => (SliceState::Idle, None),
-            (None, true, None) => match failure_of(slice) {
-                Some(message) => (SliceState::Failed, Some(message)),
-                None => (SliceState::Creating, None),
-            },
-            (None, false, _) => match failure_of(slice) {
-                Some(message) => (SliceState::Failed, Some(message)),
-                None => (SliceState::Draining, None),
+            (None, Some(unusable)) => failed(unusable),
+            (None, None) => match failure_of(slice) {
+                Some(message) => failed(&message),
+                None if !wanted => (SliceState::Draining, None),
+                None if instance.spent || instance.offer != Offer::Shown => {
+                    (SliceState::Creating, instance.obstacle.clone())
+                }
+                None => (SliceState::Idle, None),
             },
         };
         reports.push(Report {
@@ -243,7 +304,7 @@ fn reports(uuid: &GpuUuid, wanted: &[Slice], gpu: &GpuView) -> Vec<Report> {
         });
     }
     for slice in accepted.into_iter().filter(|s| !gpu.instances.iter().any(|i| i.ours && i.slice == **s)) {
-        let message = gpu.unusable.clone().or_else(|| failure_of(slice));
+        let message = gpu.broken.clone().or_else(|| gpu.unusable.clone()).or_else(|| failure_of(slice));
         let state = if message.is_some() { SliceState::Failed } else { SliceState::Creating };
         reports.push(bare(uuid, slice, state, message));
     }
@@ -253,6 +314,13 @@ fn reports(uuid: &GpuUuid, wanted: &[Slice], gpu: &GpuView) -> Vec<Report> {
         }
     }
     reports
+}
+
+fn outlived(process: u32) -> String {
+    format!(
+        "process {process} holds it though no pod is known to: it outlived its pod, or never belonged to one; end it on the \
+         node, and the slice is free"
+    )
 }
 
 fn bare(gpu: &GpuUuid, slice: &Slice, state: SliceState, message: Option<String>) -> Report {

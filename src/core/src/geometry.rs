@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use crate::id::GpuUuid;
 use crate::profile::ProfileName;
 
 /// The most placement units of any GPU that a [`Mask`] can describe (RTX PRO 6000, the largest known, has 12).
@@ -80,6 +81,22 @@ impl Slice {
     /// The units that it takes.
     pub fn mask(&self) -> Mask {
         Mask::span(self.start, self.size)
+    }
+}
+
+/// A slice on one of a node's GPUs.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Place {
+    /// The GPU.
+    pub gpu: GpuUuid,
+    /// The slice.
+    pub slice: Slice,
+}
+
+impl Place {
+    /// `slice` on `gpu`.
+    pub fn new(gpu: &GpuUuid, slice: &Slice) -> Self {
+        Self { gpu: gpu.clone(), slice: slice.clone() }
     }
 }
 

@@ -7,6 +7,7 @@
 //! * [`ledger`]: one node's slices, claims and free resources, and what fits on it.
 //! * [`plan`]: the controller's decision.
 //! * [`agent`]: the node agent's decision.
+//! * [`tokens`]: the devices that the kubelet sees, and which slice each stands for.
 
 pub mod agent;
 pub mod constraints;
@@ -19,4 +20,5 @@ pub mod plan;
 pub mod profile;
 pub mod resources;
 pub mod time;
+pub mod tokens;
 pub mod workload;

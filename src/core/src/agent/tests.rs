@@ -4,6 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::geometry::tests::{a30, a100, rtx_pro_6000};
+use crate::profile::ProfileName;
 
 const NOW: Timestamp = Timestamp(1_000_000);
 
@@ -16,16 +17,27 @@ fn uuid() -> GpuUuid {
 }
 
 fn gpu(model: Model, instances: Vec<Instance>) -> GpuView {
-    GpuView { model: Arc::new(model), unusable: None, instances, running: None, failures: Vec::new() }
+    let model = Arc::new(model);
+    GpuView { model, unusable: None, broken: None, instances, running: None, failures: Vec::new() }
 }
 
 fn ours(id: u32, slice: Slice) -> Instance {
     let compute = Some(Compute { id: 0, uuid: format!("MIG-{id}") });
-    Instance { id, slice, compute, ours: true, holder: None }
+    Instance {
+        id,
+        slice,
+        compute,
+        ours: true,
+        holder: None,
+        offer: Offer::Pending,
+        broken: None,
+        obstacle: None,
+        spent: false,
+    }
 }
 
 fn held(id: u32, slice: Slice) -> Instance {
-    Instance { holder: Some("team/pod".to_owned()), ..ours(id, slice) }
+    Instance { holder: Some(Holder::Pod("team/pod".to_owned())), ..ours(id, slice) }
 }
 
 fn foreign(id: u32, slice: Slice) -> Instance {
@@ -36,8 +48,31 @@ fn half_made(id: u32, slice: Slice) -> Instance {
     Instance { compute: None, ..ours(id, slice) }
 }
 
+/// Slices that pods can be given or have, by profile.
+fn usable(wanted: &[Slice], gpu: &GpuView) -> BTreeMap<ProfileName, u32> {
+    let mut counts = BTreeMap::new();
+    for place in servable(&[(uuid(), wanted.to_vec())].into(), &[(uuid(), gpu.clone())].into()) {
+        *counts.entry(place.slice.profile).or_default() += 1;
+    }
+    counts
+}
+
+/// Lets kubelet and Node follow at once.
+fn shown(wanted: &BTreeMap<GpuUuid, Vec<Slice>>, gpus: &mut BTreeMap<GpuUuid, GpuView>) {
+    let servable = servable(wanted, gpus);
+    for (uuid, gpu) in gpus {
+        for i in &mut gpu.instances {
+            let serves = servable.contains(&Place::new(uuid, &i.slice));
+            i.offer = if serves { Offer::Shown } else { Offer::Withdrawn };
+        }
+    }
+}
+
 fn step_at(now: Timestamp, wanted: &[Slice], gpu: &GpuView) -> Step {
-    agent_step(now, &[(uuid(), wanted.to_vec())].into(), &[(uuid(), gpu.clone())].into(), &[])
+    let wanted = [(uuid(), wanted.to_vec())].into();
+    let mut gpus = [(uuid(), gpu.clone())].into();
+    shown(&wanted, &mut gpus);
+    agent_step(now, &wanted, &gpus, &[])
 }
 
 fn step(wanted: &[Slice], gpu: &GpuView) -> Step {
@@ -159,7 +194,7 @@ fn a_slice_waits_for_the_holder_of_what_is_in_its_way() {
         states(&step(&wanted, &gpu)),
         [
             (0, SliceState::Creating, None),
-            (1, SliceState::InUse, Some("to be destroyed once team/pod lets go of it")),
+            (1, SliceState::InUse, Some("to be destroyed once pod team/pod lets go of it")),
         ]
     );
     gpu.instances[0].holder = None;
@@ -286,7 +321,7 @@ fn an_instance_that_is_being_destroyed_is_not_offered_though_it_is_wanted_again(
     gpu.running = Some(destroy(&going));
     let step = step(std::slice::from_ref(&going.slice), &gpu);
     assert_eq!(states(&step), [(0, SliceState::Draining, None)]);
-    assert_eq!(step.usable(), [].into());
+    assert_eq!(usable(std::slice::from_ref(&going.slice), &gpu), [].into());
 }
 
 #[test]
@@ -297,6 +332,7 @@ fn the_time_of_a_state_is_kept_while_the_state_stays() {
     let first = agent_step(NOW, &wanted, &gpus, &[]);
     assert!(first.reports.iter().all(|r| r.since == NOW));
     perform(gpus.get_mut(&uuid()).unwrap(), &first.operations[0].1);
+    shown(&wanted, &mut gpus);
     let second = agent_step(later, &wanted, &gpus, &first.reports);
     let since = |state| second.reports.iter().find(|r| r.state == state).map(|r| r.since);
     assert_eq!(since(SliceState::Idle), Some(later));
@@ -319,9 +355,9 @@ fn idle_and_used_slices_are_usable_and_no_others() {
     let mut wanted: Vec<Slice> = [0, 1, 2, 6].map(|start| slice("1g.10gb", start, 1)).into();
     wanted.push(slice("1g.10gb+me", 5, 1));
     let count = |profile: &str, n: u32| (profile.parse::<ProfileName>().unwrap(), n);
-    assert_eq!(step(&wanted, &gpu).usable(), [count("1g.10gb", 2), count("1g.10gb+me", 1)].into());
+    assert_eq!(usable(&wanted, &gpu), [count("1g.10gb", 2), count("1g.10gb+me", 1)].into());
     gpu.instances[1].holder = None;
-    assert_eq!(step(&wanted, &gpu).usable()[&"1g.10gb".parse().unwrap()], 2);
+    assert_eq!(usable(&wanted, &gpu)[&"1g.10gb".parse().unwrap()], 2);
 }
 
 #[test]
@@ -331,8 +367,89 @@ fn a_report_names_the_instance_its_device_and_its_holder() {
     let [report] = &step.reports[..] else { panic!("{step:?}") };
     assert_eq!(report.instance, Some(7));
     assert_eq!(report.compute, instance.compute);
-    assert_eq!(report.holder.as_deref(), Some("team/pod"));
+    assert_eq!(report.holder, Some(Holder::Pod("team/pod".to_owned())));
     assert_eq!(report.gpu, uuid());
+}
+
+#[test]
+fn nothing_is_destroyed_before_pods_see_it_no_more() {
+    let surplus = ours(0, slice("1g.6gb", 0, 1));
+    let gpus = |offer| [(uuid(), gpu(a30(), vec![Instance { offer, ..surplus.clone() }]))].into();
+    for offer in [Offer::Pending, Offer::Shown] {
+        let step = agent_step(NOW, &BTreeMap::new(), &gpus(offer), &[]);
+        assert_eq!(step.operations, [], "{offer:?}");
+        assert_eq!(states(&step), [(0, SliceState::Draining, None)]);
+    }
+    let step = agent_step(NOW, &BTreeMap::new(), &gpus(Offer::Withdrawn), &[]);
+    assert_eq!(step.operations, [(uuid(), destroy(&surplus))]);
+}
+
+#[test]
+fn a_slice_is_idle_once_pods_see_it_and_not_before() {
+    let made = ours(0, slice("1g.6gb", 0, 1));
+    let wanted = [(uuid(), vec![made.slice.clone()])].into();
+    let obstacle = Some("cannot write the CDI specification".to_owned());
+    let state = |offer, obstacle: &Option<String>| {
+        let instance = Instance { offer, obstacle: obstacle.clone(), ..made.clone() };
+        let gpus = [(uuid(), gpu(a30(), vec![instance]))].into();
+        (servable(&wanted, &gpus).len(), agent_step(NOW, &wanted, &gpus, &[]).reports.remove(0))
+    };
+    for offer in [Offer::Pending, Offer::Withdrawn] {
+        assert_eq!(state(offer, &None).1.state, SliceState::Creating, "{offer:?}");
+    }
+    assert_eq!(state(Offer::Shown, &None).1.state, SliceState::Idle);
+    let (servable, report) = state(Offer::Withdrawn, &obstacle);
+    assert_eq!((servable, report.state, report.message), (0, SliceState::Creating, obstacle));
+}
+
+#[test]
+fn what_is_broken_or_spent_is_made_anew_once_nobody_holds_it() {
+    let place = slice("1g.6gb", 0, 1);
+    let wanted = std::slice::from_ref(&place);
+    let broken = Instance { broken: Some("XID 94".to_owned()), ..held(0, place.clone()) };
+    let spent = Instance { spent: true, ..held(0, place.clone()) };
+    for (instance, held_as) in [(broken, SliceState::Failed), (spent, SliceState::InUse)] {
+        let mut gpu = gpu(a30(), vec![instance.clone()]);
+        assert_eq!(next(wanted, &gpu), None);
+        assert_eq!(step(wanted, &gpu).reports[0].state, held_as);
+        gpu.instances[0].holder = None;
+        assert_eq!(usable(wanted, &gpu), [].into());
+        assert_eq!(finish(wanted, &mut gpu), [destroy(&instance), Operation::Create(place.clone())]);
+        assert_eq!(states(&step(wanted, &gpu)), [(0, SliceState::Idle, None)]);
+    }
+}
+
+#[test]
+fn what_a_process_holds_without_a_pod_serves_nobody_and_stays() {
+    let place = slice("1g.6gb", 0, 1);
+    let gpu = gpu(a30(), vec![Instance { holder: Some(Holder::Process(4711)), ..ours(0, place.clone()) }]);
+    for wanted in [&[][..], std::slice::from_ref(&place)] {
+        assert_eq!(usable(wanted, &gpu), [].into());
+        assert_eq!(next(wanted, &gpu), None);
+        let report = step(wanted, &gpu).reports.remove(0);
+        assert_eq!((report.state, report.holder), (SliceState::InUse, Some(Holder::Process(4711))));
+        assert!(report.message.unwrap().contains("process 4711"));
+    }
+}
+
+#[test]
+fn on_a_broken_gpu_everything_is_failed_whoever_holds_it() {
+    let instances = vec![held(0, slice("1g.6gb", 0, 1)), ours(1, slice("1g.6gb", 1, 1))];
+    let mut gpu = gpu(a30(), instances);
+    gpu.broken = Some("GPU 0 is lost".to_owned());
+    let wanted = [slice("1g.6gb", 0, 1), slice("1g.6gb", 1, 1), slice("1g.6gb", 2, 1)];
+    let step = step(&wanted, &gpu);
+    assert_eq!(step.operations, []);
+    assert_eq!(usable(&wanted, &gpu), [].into());
+    let failed = |start| (start, SliceState::Failed, Some("GPU 0 is lost"));
+    assert_eq!(states(&step), [failed(0), failed(1), failed(2)]);
+    assert_eq!(step.reports[0].holder, Some(Holder::Pod("team/pod".to_owned())));
+}
+
+#[test]
+fn a_pod_keeps_what_it_has_though_it_is_no_longer_wanted() {
+    let gpu = gpu(a30(), vec![held(0, slice("1g.6gb", 0, 1))]);
+    assert_eq!(usable(&[], &gpu).values().sum::<u32>(), 1);
 }
 
 /// A legal set of slices: of the choices, those that still fit beside what was chosen before.
@@ -398,7 +515,7 @@ proptest! {
         wanted.sort();
         prop_assert_eq!(&made, &wanted);
         prop_assert!(gpu.instances.iter().all(|i| i.compute.is_some()));
-        let usable: u32 = step(&wanted, &gpu).usable().values().sum();
+        let usable: u32 = usable(&wanted, &gpu).values().sum();
         prop_assert_eq!(usable as usize, wanted.len());
     }
 }
