@@ -1,16 +1,19 @@
-//! The node journal: which GPU instances are ours.
+//! The node journal: which GPU instances are ours, and which slice each of the kubelet's devices stands for.
 //!
 //! An intent is on disk before NVML is asked to make an instance, so that after a crash at any point an instance is either
-//! known as ours or was never made. Whatever NVML lists beyond it is foreign. Instances do not survive a reboot; nor do
-//! entries.
+//! known as ours or was never made. Whatever NVML lists beyond it is foreign. A binding is on disk before the kubelet is
+//! answered. Instances do not survive a reboot, nor do their entries; bindings do, as the kubelet's checkpoint does: a pod
+//! that outlives the reboot finds its slice at its place again.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
-use slicegate_core::geometry::Slice;
+use slicegate_core::geometry::{Place, Slice};
 use slicegate_core::id::GpuUuid;
+use slicegate_core::tokens::Token;
 
 /// Why the journal cannot be kept. Without it nothing may be made.
 #[derive(Debug, thiserror::Error)]
@@ -29,26 +32,49 @@ struct Content {
     #[serde(rename = "bootID")]
     boot_id: String,
     instances: Vec<Entry>,
+    /// By device id.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    bindings: BTreeMap<String, Spot>,
 }
 
+/// A place as the file has it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct Entry {
+#[serde(rename_all = "camelCase")]
+struct Spot {
     gpu: String,
     profile: String,
     start: u8,
     size: u8,
+}
+
+impl Spot {
+    fn new(gpu: &GpuUuid, slice: &Slice) -> Self {
+        let (profile, start, size) = (slice.profile.to_string(), slice.start, slice.size);
+        Self { gpu: gpu.to_string(), profile, start, size }
+    }
+
+    fn place(&self) -> Option<Place> {
+        let slice = Slice { start: self.start, size: self.size, profile: self.profile.parse().ok()? };
+        Some(Place { gpu: self.gpu.as_str().into(), slice })
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Entry {
+    #[serde(flatten)]
+    spot: Spot,
     /// NVML's GPU instance id; none while the instance is only intended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     gpu_instance_id: Option<u32>,
+    /// Whether a pod has had it since it was made.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    used: bool,
 }
 
 impl Entry {
     fn is(&self, gpu: &GpuUuid, slice: &Slice) -> bool {
-        self.gpu == gpu.as_str()
-            && self.profile == slice.profile.as_str()
-            && self.start == slice.start
-            && self.size == slice.size
+        self.spot == Spot::new(gpu, slice)
     }
 }
 
@@ -59,6 +85,8 @@ const VERSION: u32 = 1;
 pub struct Journal {
     path: PathBuf,
     content: Content,
+    /// Whether there was no journal that could be read: whose the instances are must be found out otherwise.
+    pub is_new: bool,
     /// What was wrong with the file at start, for people; its entries are lost.
     pub damage: Option<String>,
 }
@@ -95,12 +123,14 @@ impl Journal {
                 aside.display()
             ));
         }
-        let content = content.filter(|content| content.boot_id == boot_id).unwrap_or_else(|| Content {
-            version: VERSION,
-            boot_id: boot_id.to_owned(),
-            instances: Vec::new(),
-        });
-        let journal = Self { path: path.clone(), content, damage };
+        let is_new = content.is_none();
+        let mut content = content.unwrap_or_default();
+        if content.boot_id != boot_id {
+            content.instances.clear();
+        }
+        content.version = VERSION;
+        boot_id.clone_into(&mut content.boot_id);
+        let journal = Self { path: path.clone(), content, is_new, damage };
         journal.write(true)?;
         Ok(journal)
     }
@@ -125,13 +155,8 @@ impl Journal {
         let before = self.content.instances.clone();
         for (gpu, slice) in intents {
             self.content.instances.retain(|entry| !entry.is(gpu, slice));
-            self.content.instances.push(Entry {
-                gpu: gpu.to_string(),
-                profile: slice.profile.to_string(),
-                start: slice.start,
-                size: slice.size,
-                gpu_instance_id: None,
-            });
+            let spot = Spot::new(gpu, slice);
+            self.content.instances.push(Entry { spot, gpu_instance_id: None, used: false });
         }
         // An intent that is not on disk is none: nothing will be made, and what somebody else makes there is not ours.
         let written = self.write(true);
@@ -149,6 +174,59 @@ impl Journal {
         self.write(false)
     }
 
+    /// Takes up an instance that is known to be ours from elsewhere. It may have been used.
+    pub fn adopt(&mut self, gpu: &GpuUuid, slice: &Slice, id: u32) -> Result<(), JournalError> {
+        self.content.instances.retain(|entry| !entry.is(gpu, slice));
+        let spot = Spot::new(gpu, slice);
+        self.content.instances.push(Entry { spot, gpu_instance_id: Some(id), used: true });
+        self.write(true)
+    }
+
+    /// Whether a pod has had the slice since it was made.
+    pub fn is_used(&self, gpu: &GpuUuid, slice: &Slice) -> bool {
+        self.content.instances.iter().any(|entry| entry.used && entry.is(gpu, slice))
+    }
+
+    /// Notes that pods have these slices.
+    pub fn used<'a>(&mut self, places: impl Iterator<Item = &'a Place>) -> Result<(), JournalError> {
+        if self.mark_used(places) { self.write(false) } else { Ok(()) }
+    }
+
+    fn mark_used<'a>(&mut self, places: impl Iterator<Item = &'a Place>) -> bool {
+        let mut changed = false;
+        for place in places {
+            for entry in self.content.instances.iter_mut().filter(|e| e.is(&place.gpu, &place.slice)) {
+                changed |= !std::mem::replace(&mut entry.used, true);
+            }
+        }
+        changed
+    }
+
+    /// The bindings that were noted.
+    pub fn bindings(&self) -> BTreeMap<Token, Place> {
+        let read = |(token, spot): (&String, &Spot)| Some((token.parse().ok()?, spot.place()?));
+        self.content.bindings.iter().filter_map(read).collect()
+    }
+
+    /// Notes the bindings. `durable`: they are on disk when it returns, or it fails and notes nothing.
+    pub fn bind(&mut self, bindings: &BTreeMap<Token, Place>, durable: bool) -> Result<(), JournalError> {
+        let noted: BTreeMap<String, Spot> = bindings
+            .iter()
+            .map(|(token, place)| (token.to_string(), Spot::new(&place.gpu, &place.slice)))
+            .collect();
+        let before = std::mem::replace(&mut self.content.bindings, noted);
+        let instances = self.content.instances.clone();
+        let used = self.mark_used(bindings.values());
+        if !used && before == self.content.bindings {
+            return Ok(());
+        }
+        let written = self.write(durable);
+        if written.is_err() && durable {
+            (self.content.bindings, self.content.instances) = (before, instances);
+        }
+        written
+    }
+
     /// Strikes out an instance that is gone, or was never made.
     pub fn gone(&mut self, gpu: &GpuUuid, slice: &Slice) -> Result<(), JournalError> {
         let before = self.content.instances.len();
@@ -160,12 +238,7 @@ impl Journal {
     pub fn sweep(&mut self, gpu: &GpuUuid, exists: impl Fn(&Slice) -> bool) -> Result<(), JournalError> {
         let before = self.content.instances.len();
         self.content.instances.retain(|entry| {
-            let slice = entry.profile.parse().ok().map(|profile| Slice {
-                start: entry.start,
-                size: entry.size,
-                profile,
-            });
-            entry.gpu != gpu.as_str() || slice.is_some_and(|slice| exists(&slice))
+            entry.spot.gpu != gpu.as_str() || entry.spot.place().is_some_and(|place| exists(&place.slice))
         });
         if self.content.instances.len() == before { Ok(()) } else { self.write(false) }
     }
@@ -229,6 +302,56 @@ mod tests {
         let gpu = GpuUuid::from("GPU-1");
         Journal::open(folder.path(), "boot-1").unwrap().intend([(&gpu, &slice(3))].into_iter()).unwrap();
         assert!(!Journal::open(folder.path(), "boot-2").unwrap().is_ours(&gpu, &slice(3), 9));
+    }
+
+    fn one_binding() -> BTreeMap<Token, Place> {
+        [("1g.10gb/4".parse().unwrap(), Place::new(&"GPU-1".into(), &slice(3)))].into()
+    }
+
+    #[test]
+    fn bindings_outlive_agent_and_reboot() {
+        let folder = tempfile::tempdir().unwrap();
+        Journal::open(folder.path(), "boot-1").unwrap().bind(&one_binding(), true).unwrap();
+        for boot in ["boot-1", "boot-2"] {
+            assert_eq!(Journal::open(folder.path(), boot).unwrap().bindings(), one_binding());
+        }
+    }
+
+    #[test]
+    fn a_binding_that_is_not_on_disk_is_none() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut journal = Journal::open(folder.path(), "boot-1").unwrap();
+        fs::remove_dir_all(folder.path()).unwrap();
+        journal.bind(&one_binding(), true).unwrap_err();
+        assert_eq!(journal.bindings(), [].into());
+    }
+
+    #[test]
+    fn a_slice_is_used_from_its_first_binding_until_it_is_made_anew() {
+        let folder = tempfile::tempdir().unwrap();
+        let gpu = GpuUuid::from("GPU-1");
+        let mut journal = Journal::open(folder.path(), "boot-1").unwrap();
+        journal.intend([(&gpu, &slice(3))].into_iter()).unwrap();
+        journal.made(&gpu, &slice(3), 9).unwrap();
+        assert!(!journal.is_used(&gpu, &slice(3)));
+        journal.bind(&one_binding(), true).unwrap();
+        journal.bind(&BTreeMap::new(), false).unwrap();
+        let mut journal = Journal::open(folder.path(), "boot-1").unwrap();
+        assert!(journal.is_used(&gpu, &slice(3)));
+        journal.gone(&gpu, &slice(3)).unwrap();
+        journal.intend([(&gpu, &slice(3))].into_iter()).unwrap();
+        assert!(!journal.is_used(&gpu, &slice(3)));
+    }
+
+    #[test]
+    fn what_is_adopted_is_ours() {
+        let folder = tempfile::tempdir().unwrap();
+        let gpu = GpuUuid::from("GPU-1");
+        let mut journal = Journal::open(folder.path(), "boot-1").unwrap();
+        assert!(journal.is_new);
+        journal.adopt(&gpu, &slice(3), 9).unwrap();
+        let journal = Journal::open(folder.path(), "boot-1").unwrap();
+        assert!(!journal.is_new && journal.is_ours(&gpu, &slice(3), 9) && journal.is_used(&gpu, &slice(3)));
     }
 
     #[test]
