@@ -34,7 +34,24 @@ struct Content {
     instances: Vec<Entry>,
     /// By device id.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    bindings: BTreeMap<String, Spot>,
+    bindings: BTreeMap<String, BindingEntry>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct BindingEntry {
+    #[serde(flatten)]
+    spot: Spot,
+    uuid: String,
+}
+
+/// The slice that a device stands for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Binding {
+    /// Where it is.
+    pub place: Place,
+    /// The UUID of its MIG device when the kubelet was answered. Another one now: it was made anew under its pod.
+    pub uuid: String,
 }
 
 /// A place as the file has it.
@@ -203,20 +220,24 @@ impl Journal {
     }
 
     /// The bindings that were noted.
-    pub fn bindings(&self) -> BTreeMap<Token, Place> {
-        let read = |(token, spot): (&String, &Spot)| Some((token.parse().ok()?, spot.place()?));
+    pub fn bindings(&self) -> BTreeMap<Token, Binding> {
+        let read = |(token, entry): (&String, &BindingEntry)| {
+            let binding = Binding { place: entry.spot.place()?, uuid: entry.uuid.clone() };
+            Some((token.parse().ok()?, binding))
+        };
         self.content.bindings.iter().filter_map(read).collect()
     }
 
     /// Notes the bindings. `durable`: they are on disk when it returns, or it fails and notes nothing.
-    pub fn bind(&mut self, bindings: &BTreeMap<Token, Place>, durable: bool) -> Result<(), JournalError> {
-        let noted: BTreeMap<String, Spot> = bindings
-            .iter()
-            .map(|(token, place)| (token.to_string(), Spot::new(&place.gpu, &place.slice)))
-            .collect();
+    pub fn bind(&mut self, bindings: &BTreeMap<Token, Binding>, durable: bool) -> Result<(), JournalError> {
+        let entry = |binding: &Binding| BindingEntry {
+            spot: Spot::new(&binding.place.gpu, &binding.place.slice),
+            uuid: binding.uuid.clone(),
+        };
+        let noted = bindings.iter().map(|(token, binding)| (token.to_string(), entry(binding))).collect();
         let before = std::mem::replace(&mut self.content.bindings, noted);
         let instances = self.content.instances.clone();
-        let used = self.mark_used(bindings.values());
+        let used = self.mark_used(bindings.values().map(|binding| &binding.place));
         if !used && before == self.content.bindings {
             return Ok(());
         }
@@ -304,8 +325,9 @@ mod tests {
         assert!(!Journal::open(folder.path(), "boot-2").unwrap().is_ours(&gpu, &slice(3), 9));
     }
 
-    fn one_binding() -> BTreeMap<Token, Place> {
-        [("1g.10gb/4".parse().unwrap(), Place::new(&"GPU-1".into(), &slice(3)))].into()
+    fn one_binding() -> BTreeMap<Token, Binding> {
+        let binding = Binding { place: Place::new(&"GPU-1".into(), &slice(3)), uuid: "MIG-1".to_owned() };
+        [("1g.10gb/4".parse().unwrap(), binding)].into()
     }
 
     #[test]

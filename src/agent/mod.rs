@@ -2,16 +2,20 @@
 //!
 //! One task owns what the agent knows and decides with [`slicegate_core::agent::agent_step`]; NVML calls run in tasks of
 //! their own, one at a time on each GPU, and report back. In this order nobody is promised what is not there: journal, make,
-//! advertise on the Node, report Idle; and: report Draining, take from the Node, destroy.
+//! write its CDI specification, offer to the kubelet, be acknowledged, advertise on the Node, report Idle; and back: withdraw
+//! from kubelet and Node, be acknowledged, be held by nobody, destroy.
 
+pub mod cdi;
+mod gpus;
+mod handoff;
 pub mod journal;
 mod metrics;
 mod node_status;
 pub mod nvml;
 mod report;
-mod stand_in;
 mod state;
 
+use std::fmt::Debug;
 use std::future::Future;
 use std::path::PathBuf;
 use std::pin::pin;
@@ -22,8 +26,9 @@ use futures::TryStreamExt;
 use kube::Api;
 use kube::api::{Patch, PatchParams, PostParams};
 use kube::runtime::{WatchStreamExt, watcher};
+use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
-use tokio::task::spawn_blocking;
+use tokio::task::{JoinSet, spawn_blocking};
 use tokio::time::{Instant, sleep_until};
 use tracing::{info, warn};
 
@@ -31,7 +36,11 @@ use crate::api::mig_node::{MIGNode, MIGNodeSpec, MIGNodeStatus};
 use crate::api::names;
 use crate::runtime::{Clients, Ready};
 pub use metrics::Metrics;
-use nvml::{Driver, OpenError};
+use handoff::Handoff;
+use handoff::kubelet::book::SharedBook;
+use handoff::kubelet::{Folders, Kubelet};
+use handoff::stand_in::{self, StandIn};
+use nvml::{Driver, Events, OpenError};
 use state::{Agent, Means, Message};
 
 /// Pause after the API server would not take something.
@@ -45,10 +54,17 @@ pub struct Args {
     /// The Node that this agent serves.
     #[arg(long, env = "NODE_NAME", value_name = "NODE")]
     pub node_name: String,
-    /// How slices reach pods. `none`: there is no kubelet (an emulated node); the agent itself sets the Node's resources and
-    /// keeps the book of which pod holds which slice.
-    #[arg(long, value_enum)]
-    pub kubelet: Kubelet,
+    /// How slices reach pods. `device-plugin`: through the node's kubelet. `none`: there is no kubelet (an emulated node); the
+    /// agent itself keeps the book of which pod holds which slice.
+    #[arg(long, value_enum, default_value = "device-plugin")]
+    pub kubelet: KubeletMode,
+    /// The kubelet's folder; plugins and PodResources are in it. Kubelets keep the plugins under /var/lib/kubelet whatever
+    /// their own root is.
+    #[arg(long, default_value = "/var/lib/kubelet", value_name = "FOLDER")]
+    pub kubelet_dir: PathBuf,
+    /// What containers see of their slices.
+    #[command(flatten)]
+    pub cdi: cdi::Args,
     /// The NVML library; by default the one that the system's loader finds.
     #[arg(long, env = "SLICEGATE_NVML_LIBRARY", value_name = "FILE")]
     pub nvml_library: Option<PathBuf>,
@@ -61,11 +77,17 @@ pub struct Args {
     /// The boot that MIG instances belong to, where the kernel's id is not to be used.
     #[arg(long, hide = true)]
     pub boot_id: Option<String>,
+    /// Whether the Node shows a slice as soon as the kubelet has acknowledged it, and not only at the kubelet's next status
+    /// update, up to ten seconds later. Off for measuring the difference.
+    #[arg(long, hide = true, default_value_t = true, action = clap::ArgAction::Set)]
+    pub early_patch: bool,
 }
 
 /// How slices reach pods.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub enum Kubelet {
+pub enum KubeletMode {
+    /// The node's kubelet, as one of its device plugins.
+    DevicePlugin,
     /// No kubelet: an emulated node.
     None,
 }
@@ -92,6 +114,9 @@ pub enum Error {
     /// The journal cannot be kept.
     #[error(transparent)]
     Journal(#[from] journal::JournalError),
+    /// The kubelet's sockets cannot be used.
+    #[error(transparent)]
+    Socket(#[from] slicegate_kubelet_api::socket::SocketError),
     /// The boot id cannot be read.
     #[error("cannot read the boot id from {path}: {source}", path = BOOT_ID)]
     BootId {
@@ -114,7 +139,7 @@ pub async fn run(
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), Error> {
     let name = args.node_name.clone();
-    let mut node_status = node_status::NodeStatus::new(clients.calls.clone(), &name);
+    let mut node_status = node_status::NodeStatus::new(clients.calls.clone(), &name, args.early_patch);
     if !node_status.refresh().await.map_err(|e| api_error(format!("read node {name}"), e))? {
         return Err(Error::NoSuchNode(name));
     }
@@ -143,28 +168,44 @@ pub async fn run(
     info!(node = name, driver = driver.version(), "NVML is there");
 
     let (messages, mut inbox) = mpsc::channel::<Message>(256);
-    let (holders, mut held) = mpsc::channel(16);
-    let object_watch =
-        tokio::spawn(follow_object(Api::all(clients.watches.clone()), name.clone(), messages.clone()));
-    let pod_watch = {
-        let (client, name) = (clients.watches.clone(), name.clone());
-        tokio::spawn(async move { stand_in::follow(client, &name, holders).await })
+    let mut watches = JoinSet::new();
+    let objects = Api::all(clients.watches.clone());
+    watches.spawn(named("the MIGNode", follow(objects, name.clone(), messages.clone(), Message::Object)));
+    let nodes = Api::all(clients.watches.clone());
+    watches.spawn(named("the Node", follow(nodes, name.clone(), messages.clone(), Message::Node)));
+    let book = SharedBook::new(journal);
+    let handoff = match args.kubelet {
+        KubeletMode::None => {
+            let (client, name, messages) = (clients.watches.clone(), name.clone(), messages.clone());
+            watches.spawn(named("the node's pods", async move {
+                stand_in::follow(client, &name, messages).await;
+            }));
+            Handoff::StandIn(StandIn::default())
+        }
+        KubeletMode::DevicePlugin => {
+            let folders = Folders {
+                device_plugins: args.kubelet_dir.join("device-plugins"),
+                pod_resources: args.kubelet_dir.join("pod-resources/kubelet.sock"),
+            };
+            let strategy = args.cdi.device_list_strategy;
+            let kubelet = Kubelet::new(folders, strategy, book.clone(), driver.clone(), messages.clone())?;
+            Handoff::Kubelet(Box::new(kubelet))
+        }
     };
+    let cdi = (args.kubelet == KubeletMode::DevicePlugin).then(|| cdi::CdiDir::new(&args.cdi));
+    let _events = follow_events(&driver, &messages);
     let rescan = Duration::from_secs(args.rescan_seconds.max(1));
-    let means = Means { name, boot_id, driver, node_status, mig_nodes, metrics, messages };
-    let mut agent = Agent::new(means, journal);
+    let means = Means { name, boot_id, driver, node_status, mig_nodes, metrics, messages, cdi };
+    let mut agent = Agent::new(means, book, handoff);
     agent.begin_scan();
     let mut next_scan = Instant::now() + rescan;
     let mut recheck: Option<Instant> = None;
     let mut shutdown = pin!(shutdown);
-    let (mut object_watch, mut pod_watch) = (pin!(object_watch), pin!(pod_watch));
     loop {
         tokio::select! {
             () = &mut shutdown => break,
-            _ = &mut object_watch => return Err(Error::Ended("the MIGNode")),
-            _ = &mut pod_watch => return Err(Error::Ended("the node's pods")),
+            Some(ended) = watches.join_next() => return Err(Error::Ended(ended.unwrap_or("a watch"))),
             Some(message) = inbox.recv() => agent.take_in(message).await,
-            Some(holders) = held.recv() => agent.set_holders(holders),
             () = sleep_until(next_scan) => {
                 agent.begin_scan();
                 next_scan = Instant::now() + rescan;
@@ -174,9 +215,6 @@ pub async fn run(
         while let Ok(message) = inbox.try_recv() {
             agent.take_in(message).await;
         }
-        while let Ok(holders) = held.try_recv() {
-            agent.set_holders(holders);
-        }
         if agent.knows_enough() {
             recheck = agent.step().await.map(|wait| Instant::now() + wait);
             if agent.has_reported() {
@@ -184,6 +222,7 @@ pub async fn run(
             }
         }
     }
+    agent.say_goodbye().await;
     let ended = async {
         while agent.is_busy() {
             match inbox.recv().await {
@@ -240,16 +279,53 @@ async fn write_status(api: &Api<MIGNode>, name: &str, status: &MIGNodeStatus) ->
     api.patch_status(name, &parameters, &Patch::Apply(body)).await
 }
 
-/// Follows the one MIGNode that is ours.
-async fn follow_object(api: Api<MIGNode>, name: String, messages: mpsc::Sender<Message>) {
+/// Takes up what NVML reports by itself, where it does.
+fn follow_events(driver: &Arc<Driver>, messages: &mpsc::Sender<Message>) -> Option<Events> {
+    let (sender, mut receiver) = mpsc::channel(64);
+    let messages = messages.clone();
+    tokio::spawn(async move {
+        while let Some(event) = receiver.recv().await {
+            if messages.send(Message::Health(event)).await.is_err() {
+                return;
+            }
+        }
+    });
+    match Events::open(driver, sender) {
+        Ok((events, problems)) => {
+            for problem in problems {
+                warn!(problem, "errors of this GPU are noticed only when it no longer answers");
+            }
+            Some(events)
+        }
+        Err(error) => {
+            warn!(%error, "NVML reports no errors by itself; they are noticed only when a GPU no longer answers");
+            None
+        }
+    }
+}
+
+async fn named(name: &'static str, watch: impl Future<Output = ()>) -> &'static str {
+    watch.await;
+    name
+}
+
+/// Follows the one object of our name.
+async fn follow<K>(
+    api: Api<K>,
+    name: String,
+    messages: mpsc::Sender<Message>,
+    message: fn(Option<Box<K>>) -> Message,
+) where
+    K: kube::Resource + Clone + Debug + DeserializeOwned + Send + 'static,
+{
     let config = watcher::Config::default().fields(&format!("metadata.name={name}"));
     let mut events = pin!(watcher(api, config).default_backoff());
     let mut listed = None;
     loop {
-        let message = match events.try_next().await {
+        let object = match events.try_next().await {
             Ok(None) => return,
             Err(error) => {
-                warn!(%error, "watch of the MIGNode interrupted; trying again");
+                warn!(%error, "watch interrupted; trying again");
                 continue;
             }
             Ok(Some(watcher::Event::Init)) => {
@@ -260,11 +336,11 @@ async fn follow_object(api: Api<MIGNode>, name: String, messages: mpsc::Sender<M
                 listed = Some(object);
                 continue;
             }
-            Ok(Some(watcher::Event::InitDone)) => Message::Object(listed.take().map(Box::new)),
-            Ok(Some(watcher::Event::Apply(object))) => Message::Object(Some(Box::new(object))),
-            Ok(Some(watcher::Event::Delete(_))) => Message::Object(None),
+            Ok(Some(watcher::Event::InitDone)) => listed.take().map(Box::new),
+            Ok(Some(watcher::Event::Apply(object))) => Some(Box::new(object)),
+            Ok(Some(watcher::Event::Delete(_))) => None,
         };
-        if messages.send(message).await.is_err() {
+        if messages.send(message(object)).await.is_err() {
             return;
         }
     }

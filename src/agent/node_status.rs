@@ -10,19 +10,12 @@ use slicegate_core::profile::{ProfileName, RESOURCE_PREFIX};
 
 use crate::api::names;
 
-/// What the Node is to show.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Advertised {
-    /// Slices of each profile that the GPUs could hold at most.
-    pub capacity: BTreeMap<ProfileName, u32>,
-    /// Slices of each profile that pods can have, or have.
-    pub allocatable: BTreeMap<ProfileName, u32>,
-}
-
 /// Writes the resources of one Node, and nothing else of it.
 pub struct NodeStatus {
     api: Api<Node>,
     name: String,
+    /// Whether the Node is written to; otherwise what the kubelet writes is waited for.
+    writes: bool,
     /// As the Node shows them, by resource; `None` when that is not known.
     shown: Option<Shown>,
 }
@@ -34,9 +27,14 @@ struct Shown {
 }
 
 impl NodeStatus {
-    /// For the Node `name`.
-    pub fn new(client: Client, name: &str) -> Self {
-        Self { api: Api::all(client), name: name.to_owned(), shown: None }
+    /// For the Node `name`. `writes`: whether it is written to; otherwise what the kubelet writes is waited for.
+    pub fn new(client: Client, name: &str, writes: bool) -> Self {
+        Self { api: Api::all(client), name: name.to_owned(), writes, shown: None }
+    }
+
+    /// Takes in the Node as it is now; `None` when it is gone.
+    pub fn observe(&mut self, node: Option<&Node>) {
+        self.shown = node.map(shown);
     }
 
     /// Reads the Node; `Ok(false)` when it does not exist.
@@ -46,19 +44,27 @@ impl NodeStatus {
         Ok(node.is_some())
     }
 
-    /// Makes the Node show `wanted`. Resources that it shows and that are not wanted any more go to zero.
-    pub async fn advertise(&mut self, wanted: &Advertised) -> kube::Result<()> {
+    /// Makes the Node show how many slices of each profile its GPUs could hold at most (`capacity`) and pods can be given or
+    /// have (`allocatable`). Resources that it shows and that are not among them go to zero. Whether it shows them now.
+    pub async fn advertise(
+        &mut self,
+        capacity: &BTreeMap<ProfileName, u32>,
+        allocatable: &BTreeMap<ProfileName, u32>,
+    ) -> kube::Result<bool> {
         if self.shown.is_none() {
             self.refresh().await?;
         }
         let known =
             self.shown.clone().unwrap_or(Shown { capacity: BTreeMap::new(), allocatable: BTreeMap::new() });
         let target = Shown {
-            capacity: with_zeros(&known.capacity, &wanted.capacity),
-            allocatable: with_zeros(&known.allocatable, &wanted.allocatable),
+            capacity: with_zeros(&known.capacity, capacity),
+            allocatable: with_zeros(&known.allocatable, allocatable),
         };
         if Some(&target) == self.shown.as_ref() {
-            return Ok(());
+            return Ok(true);
+        }
+        if !self.writes {
+            return Ok(false);
         }
         let patch =
             serde_json::json!({"status": {"capacity": target.capacity, "allocatable": target.allocatable}});
@@ -68,7 +74,7 @@ impl NodeStatus {
         self.shown = None;
         let node = self.api.patch_status(&self.name, &parameters, &Patch::Merge(patch)).await?;
         self.shown = Some(shown(&node));
-        Ok(())
+        Ok(true)
     }
 }
 

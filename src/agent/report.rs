@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
-use slicegate_core::agent::Report;
+use slicegate_core::agent::{Holder, Report};
 use slicegate_core::geometry::Model;
 use slicegate_core::node::SliceState;
 use slicegate_core::time::Timestamp;
@@ -26,6 +26,8 @@ pub struct Facts<'a> {
     pub problems: &'a [String],
     /// What happened to the journal, if something did.
     pub damage: Option<&'a str>,
+    /// What stands between agent and kubelet, if something does.
+    pub kubelet: Option<&'a str>,
     /// The slices.
     pub reports: &'a [Report],
     /// Foreign instances, by GPU.
@@ -127,7 +129,10 @@ fn slice(report: &Report) -> SliceStatus {
         uuid: report.compute.as_ref().map(|c| c.uuid.clone()),
         gpu_instance_id: report.instance,
         compute_instance_id: report.compute.as_ref().map(|c| c.id),
-        pod: report.holder.clone(),
+        pod: match &report.holder {
+            Some(Holder::Pod(name)) => Some(name.clone()),
+            _ => None,
+        },
         message: report.message.clone(),
     }
 }
@@ -174,6 +179,9 @@ fn verdict(facts: &Facts<'_>) -> Verdict {
         };
         return ("False", "NoUsableGPU", message);
     }
+    if let Some(trouble) = facts.kubelet {
+        return ("False", "KubeletUnavailable", trouble.to_owned());
+    }
     if let Some(damage) = facts.damage {
         return ("True", "JournalReset", damage.to_owned());
     }
@@ -184,6 +192,14 @@ fn verdict(facts: &Facts<'_>) -> Verdict {
         return ("True", "SomeGPUsUnusable", how_to_enable());
     }
     ("True", "Ready", "Slices can be made on every GPU.".to_owned())
+}
+
+/// The status of a node whose agent ends in good order: what is there stays.
+pub fn stopped(now: Timestamp, before: &MIGNodeStatus) -> MIGNodeStatus {
+    let message = "The agent has ended. Pods keep their slices; nothing new is placed here until it is back.";
+    let mut status = before.clone();
+    status.conditions = vec![ready(now, ("False", "AgentStopped", message.to_owned()), before)];
+    status
 }
 
 /// The status of a node whose NVML cannot be used: what was known of it stays, so that its claims are not taken for lost.

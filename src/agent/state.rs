@@ -2,70 +2,53 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use k8s_openapi::api::core::v1::Node;
 use kube::Api;
-use slicegate_core::agent::{Failure, GpuView, Instance, Operation, Report, Step, agent_step};
-use slicegate_core::geometry::Slice;
+use slicegate_core::agent::{Holder, Offer, Operation, Report, agent_step, servable};
+use slicegate_core::geometry::{Place, Slice};
 use slicegate_core::id::GpuUuid;
-use slicegate_core::profile::ProfileName;
 use slicegate_core::time::Timestamp;
 use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, spawn_blocking};
-use tracing::{debug, info, warn};
+use tracing::{debug, warn};
 
-use super::journal::Journal;
-use super::node_status::{Advertised, NodeStatus};
-use super::nvml::{CreateError, Driver, Found, GpuInfo, Left, NvmlError};
+use super::cdi::{CdiDir, SliceDevice};
+use super::gpus::{Done, Gpus, Look, OperationError, Scan};
+use super::handoff::kubelet::book::SharedBook;
+use super::handoff::kubelet::{Registration, ResourcesError, Seen};
+use super::handoff::stand_in::Holders;
+use super::handoff::{Handoff, Open, Shown};
+use super::node_status::NodeStatus;
+use super::nvml::{Driver, Event, EventKind, Found};
 use super::report::{self, Facts};
-use super::stand_in::{Bindings, Holders, Place};
 use super::{Metrics, PAUSE, ensure, report_unavailable, write_status};
 use crate::api::convert::{mig, now};
-use crate::api::mig_node::{MIGNode, MIGNodeStatus, MigMode};
-
-/// First pause before an operation that failed is tried again; it doubles each time.
-const RETRY: Duration = Duration::from_millis(200);
-/// The longest such pause.
-const MAX_RETRY: Duration = Duration::from_secs(30);
+use crate::api::mig_node::{MIGNode, MIGNodeStatus, SliceStatus};
 
 /// What reaches the deciding task.
 pub enum Message {
     /// Our MIGNode as it is now; `None` when it is gone.
     Object(Option<Box<MIGNode>>),
+    /// Our Node as it is now; `None` when it is gone.
+    Node(Option<Box<Node>>),
     /// An operation on a GPU ended.
-    Done(Done),
+    Done(Box<Done>),
     /// A full look at the GPUs ended.
     Scanned(Box<Scan>),
-}
-
-/// How an operation ended.
-pub struct Done {
-    gpu: GpuUuid,
-    operation: Operation,
-    result: Result<Option<Found>, OperationError>,
-    /// A look at the GPU after a failure.
-    look: Option<Result<Vec<Found>, NvmlError>>,
-}
-
-enum OperationError {
-    Create(CreateError),
-    Destroy(NvmlError),
-}
-
-impl std::fmt::Display for OperationError {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Create(error) => error.fmt(f),
-            Self::Destroy(error) => error.fmt(f),
-        }
-    }
-}
-
-/// What a full look found.
-pub struct Scan {
-    gpus: Result<(Vec<GpuInfo>, Vec<String>), NvmlError>,
-    instances: BTreeMap<GpuUuid, Result<Vec<Found>, NvmlError>>,
-    epochs: BTreeMap<GpuUuid, u64>,
+    /// A look at one GPU ended, which had seen so many operations when it began.
+    Looked(GpuUuid, Look, Option<u64>),
+    /// NVML reported something by itself.
+    Health(Event),
+    /// The live pods of the node, where there is no kubelet.
+    Pods(Holders),
+    /// The kubelet was given what it asked for.
+    Allocated,
+    /// The plugins are registered with the kubelet, or why not.
+    Registration(Registration),
+    /// A look at the kubelet ended.
+    Kubelet(Box<Result<Seen, ResourcesError>>),
 }
 
 /// What the agent acts with.
@@ -84,67 +67,61 @@ pub struct Means {
     pub metrics: Arc<Metrics>,
     /// Where tasks report what they have done.
     pub messages: mpsc::Sender<Message>,
+    /// What containers find on the node; none without a kubelet.
+    pub cdi: Option<CdiDir>,
 }
 
 /// What the agent knows.
 pub struct Agent {
     means: Means,
-    journal: Journal,
-    gpus: Vec<GpuInfo>,
-    views: BTreeMap<GpuUuid, GpuView>,
-    /// Counts the operations on each GPU, so that a look begun before one is not taken for the state after it.
-    epochs: BTreeMap<GpuUuid, u64>,
-    unhealthy: BTreeMap<String, String>,
-    problems: Vec<String>,
-    attempts: BTreeMap<(GpuUuid, Slice), u32>,
+    book: SharedBook,
+    handoff: Handoff,
+    gpus: Gpus,
     wanted: Option<BTreeMap<GpuUuid, Vec<Slice>>>,
+    /// Whether slices are made anew after each pod.
+    remake_after_use: bool,
+    controller_version: Option<String>,
     generation: i64,
     missing: bool,
-    holders: Option<Holders>,
-    bindings: Bindings,
-    /// Which pod had which slice, by the MIGNode, when this agent started.
-    before: BTreeMap<(GpuUuid, Slice), String>,
+    /// MIG devices that were ours by the MIGNode, when this agent started.
+    ours_before: BTreeSet<String>,
+    /// Why CDI specifications cannot be written.
+    obstacle: Option<String>,
     reports: Vec<Report>,
     written: Option<MIGNodeStatus>,
-    /// The processes that the last look found, by GPU instance.
-    processes: BTreeMap<(GpuUuid, u32), String>,
     /// Whether a status of this agent has been written.
     reported: bool,
-    scanned: bool,
-    /// The look that is under way, or was last.
-    look: Option<JoinHandle<()>>,
+    /// The looks that are under way, or were last: of everything, and of single GPUs.
+    scan: Option<JoinHandle<()>>,
+    looks: BTreeMap<GpuUuid, JoinHandle<()>>,
 }
 
 impl Agent {
     /// An agent that has seen nothing yet.
-    pub fn new(means: Means, journal: Journal) -> Self {
+    pub fn new(means: Means, book: SharedBook, handoff: Handoff) -> Self {
         Self {
             means,
-            journal,
-            gpus: Vec::new(),
-            views: BTreeMap::new(),
-            epochs: BTreeMap::new(),
-            unhealthy: BTreeMap::new(),
-            problems: Vec::new(),
-            attempts: BTreeMap::new(),
+            book,
+            handoff,
+            gpus: Gpus::default(),
             wanted: None,
+            remake_after_use: false,
+            controller_version: None,
             generation: 0,
             missing: false,
-            holders: None,
-            bindings: Bindings::default(),
-            before: BTreeMap::new(),
+            ours_before: BTreeSet::new(),
+            obstacle: None,
             reports: Vec::new(),
             written: None,
-            processes: BTreeMap::new(),
             reported: false,
-            scanned: false,
-            look: None,
+            scan: None,
+            looks: BTreeMap::new(),
         }
     }
 
-    /// Whether anything may be decided: spec, pods and GPUs have all been seen.
+    /// Whether anything may be decided: spec, holders and GPUs have all been seen.
     pub fn knows_enough(&self) -> bool {
-        self.wanted.is_some() && self.holders.is_some() && self.scanned
+        self.wanted.is_some() && self.handoff.knows_enough() && self.gpus.scanned
     }
 
     /// Whether a status has been written.
@@ -154,12 +131,7 @@ impl Agent {
 
     /// Whether an operation runs.
     pub fn is_busy(&self) -> bool {
-        self.views.values().any(|view| view.running.is_some())
-    }
-
-    /// Takes in the live pods of the node.
-    pub fn set_holders(&mut self, holders: Holders) {
-        self.holders = Some(holders);
+        self.gpus.is_busy()
     }
 
     /// Takes in a message.
@@ -170,20 +142,47 @@ impl Agent {
                 warn!(node = self.means.name, "the MIGNode is gone; making it again");
                 self.missing = true;
             }
-            Message::Done(done) => self.take_in_done(done),
+            Message::Node(node) => self.means.node_status.observe(node.as_deref()),
+            Message::Done(done) => self.gpus.take_in_done(*done, &mut self.book.lock().journal),
             Message::Scanned(scan) => {
-                if let (Err(error), false) = (&scan.gpus, self.scanned) {
+                if let (Err(error), false) = (&scan.gpus, self.gpus.scanned) {
                     // Nothing is known yet: a status of nothing would forget who holds what.
                     warn!(%error, "NVML does not list the GPUs");
                     report_unavailable(&self.means.mig_nodes, &self.means.name, error).await;
                     return;
                 }
-                self.take_in_scan(*scan);
-                // What the Node shows may have been changed behind our back, or the Node be a new one.
-                if let Err(error) = self.means.node_status.refresh().await {
-                    warn!(%error, "cannot read the node");
+                let counted = self.gpus.take_in_scan(*scan, &mut self.book.lock().journal);
+                for (gpu, begun) in counted {
+                    self.release(&gpu, begun);
+                }
+                // The kubelet is looked at as often as the GPUs, whatever happens.
+                self.wake_kubelet();
+            }
+            Message::Looked(gpu, look, epoch) => {
+                let begun = look.begun;
+                let counts = self.gpus.take_in_look(&gpu, look, epoch, &mut self.book.lock().journal);
+                if counts {
+                    self.release(&gpu, begun);
                 }
             }
+            Message::Health(event) => {
+                self.gpus.take_in_event(&event);
+                if event.kind != EventKind::MigConfigChange || !self.is_busy() {
+                    self.begin_scan();
+                }
+            }
+            Message::Pods(holders) => {
+                if let Handoff::StandIn(stand_in) = &mut self.handoff {
+                    stand_in.set_holders(holders);
+                }
+            }
+            Message::Allocated => self.wake_kubelet(),
+            Message::Registration(registration) => {
+                if let Handoff::Kubelet(kubelet) = &mut self.handoff {
+                    kubelet.take_in_registration(registration);
+                }
+            }
+            Message::Kubelet(look) => self.take_in_kubelet(*look),
         }
     }
 
@@ -191,222 +190,115 @@ impl Agent {
         self.missing = false;
         self.generation = object.metadata.generation.unwrap_or_default();
         if self.wanted.is_none() {
-            let status = object.status.clone().unwrap_or_default();
-            if status.boot_id.as_deref() == Some(&self.means.boot_id) {
-                self.before = status
-                    .slices
-                    .iter()
-                    .filter_map(|s| {
-                        let slice = Slice { start: s.start, size: s.size, profile: s.profile.parse().ok()? };
-                        Some(((s.gpu.as_str().into(), slice), s.pod.clone()?))
-                    })
-                    .collect();
-                self.reports = reported(object);
-            }
-            self.written.clone_from(&object.status);
+            self.take_in_former(object);
         } else if object.status != self.written && object.status.is_none() {
             // A new object under the same name.
             self.written = None;
         }
         self.wanted = Some(mig::spec_from_api(&object.spec).gpus);
+        // A claim that is gone was a pod's that is over.
+        self.wake_kubelet();
     }
 
-    fn take_in_done(&mut self, done: Done) {
-        let Done { gpu, operation, result, look } = done;
-        let slice = operation.slice().clone();
-        *self.epochs.entry(gpu.clone()).or_default() += 1;
-        let Some(view) = self.views.get_mut(&gpu) else { return };
-        view.running = None;
-        view.failures.retain(|failure| failure.operation.slice() != &slice);
-        let noted = match (&operation, &result) {
-            (Operation::Create(_), Ok(Some(found))) => {
-                info!(gpu = %gpu, profile = %slice.profile, start = slice.start, "slice made");
-                view.instances.push(instance(found, true));
-                self.journal.made(&gpu, &slice, found.id)
-            }
-            (Operation::Destroy { id, .. }, Ok(_)) => {
-                info!(gpu = %gpu, profile = %slice.profile, start = slice.start, "slice destroyed");
-                view.instances.retain(|i| i.id != *id);
-                self.journal.gone(&gpu, &slice)
-            }
-            (Operation::Create(_), Err(OperationError::Create(error))) => match error.leaves() {
-                Left::Instance(id) => self.journal.made(&gpu, &slice, id),
-                Left::Nothing => self.journal.gone(&gpu, &slice),
-                // The intent stays; a look that finds nothing at the place strikes it out.
-                Left::Unknown => Ok(()),
-            },
-            _ => Ok(()),
-        };
-        if let Err(error) = noted {
-            warn!(%error, "journal");
+    /// Takes up what the agent before this one said.
+    fn take_in_former(&mut self, object: &MIGNode) {
+        let status = object.status.clone().unwrap_or_default();
+        self.written.clone_from(&object.status);
+        if status.boot_id.as_deref() != Some(&self.means.boot_id) {
+            return;
         }
-        match result {
-            Ok(_) => {
-                self.attempts.remove(&(gpu.clone(), slice));
-            }
-            Err(error) => {
-                warn!(gpu = %gpu, profile = %slice.profile, start = slice.start, %error, "operation failed");
-                let attempts = self.attempts.entry((gpu.clone(), slice)).or_default();
-                let pause = RETRY.saturating_mul(2_u32.saturating_pow(*attempts)).min(MAX_RETRY);
-                *attempts += 1;
-                view.failures.push(Failure {
-                    operation,
-                    message: error.to_string(),
-                    retry_at: now() + pause,
-                });
-            }
-        }
-        if let Some(look) = look {
-            self.set_instances(&gpu, look);
-        }
-    }
-
-    fn take_in_scan(&mut self, scan: Scan) {
-        self.scanned = true;
-        let (mut gpus, problems) = match scan.gpus {
-            Ok(listed) => listed,
-            Err(error) => (Vec::new(), vec![format!("NVML does not list the GPUs: {error}")]),
-        };
-        // A GPU that was here and does not answer stays, with its slices: pods may hold them.
-        let silent: BTreeMap<GpuUuid, String> = self
-            .gpus
-            .iter()
-            .filter(|known| !gpus.iter().any(|gpu| gpu.uuid == known.uuid))
-            .map(|known| (known.uuid.clone(), why_silent(known.index, &problems)))
-            .collect();
-        gpus.extend(self.gpus.iter().filter(|known| silent.contains_key(&known.uuid)).cloned());
-        gpus.sort_by_key(|gpu| gpu.index);
-        (self.gpus, self.problems) = (gpus, problems);
-        self.unhealthy.extend(silent.iter().map(|(uuid, why)| (uuid.to_string(), why.clone())));
-        for gpu in &self.gpus {
-            let unusable = match gpu.mig_mode {
-                _ if silent.contains_key(&gpu.uuid) => silent.get(&gpu.uuid).cloned(),
-                MigMode::Enabled => None,
-                MigMode::Disabled => Some(format!(
-                    "MIG mode is off on GPU {}; enable it with nvidia-smi -i {} -mig 1",
-                    gpu.index, gpu.index
-                )),
-                MigMode::NotSupported => Some(format!("GPU {} does not support MIG", gpu.index)),
+        self.ours_before = status.slices.iter().filter_map(|s| s.uuid.clone()).collect();
+        self.reports = reported(object);
+        if let Handoff::StandIn(stand_in) = &mut self.handoff {
+            let held = |s: &SliceStatus| {
+                let slice = Slice { start: s.start, size: s.size, profile: s.profile.parse().ok()? };
+                Some((Place { gpu: s.gpu.as_str().into(), slice }, s.pod.clone()?))
             };
-            let view = self.views.entry(gpu.uuid.clone()).or_insert_with(|| GpuView {
-                model: gpu.model.clone(),
-                unusable: None,
-                instances: Vec::new(),
-                running: None,
-                failures: Vec::new(),
-            });
-            view.model = gpu.model.clone();
-            view.unusable = unusable;
-        }
-        for (uuid, look) in scan.instances {
-            let running = self.views.get(&uuid).is_none_or(|view| view.running.is_some());
-            if !running && self.epochs.get(&uuid) == scan.epochs.get(&uuid) {
-                self.set_instances(&uuid, look);
-            }
+            stand_in.set_before(status.slices.iter().filter_map(held).collect());
         }
     }
 
-    fn set_instances(&mut self, gpu: &GpuUuid, look: Result<Vec<Found>, NvmlError>) {
-        let Some(view) = self.views.get_mut(gpu) else { return };
-        match look {
-            Ok(found) => {
-                self.unhealthy.remove(gpu.as_str());
-                let ours = |f: &Found| self.journal.is_ours(gpu, &f.slice, f.id);
-                view.instances = found.iter().map(|f| instance(f, ours(f))).collect();
-                self.processes.retain(|(uuid, _), _| uuid != gpu);
-                for f in &found {
-                    if let Some(pid) = f.processes.first() {
-                        self.processes.insert((gpu.clone(), f.id), format!("process {pid}"));
-                    }
-                }
-                let exists = |slice: &Slice| found.iter().any(|f| f.slice == *slice);
-                if let Err(error) = self.journal.sweep(gpu, exists) {
-                    warn!(%error, "journal");
-                }
-            }
-            Err(error) => {
-                view.unusable = Some(error.to_string());
-                self.unhealthy.insert(gpu.to_string(), error.to_string());
-            }
+    fn take_in_kubelet(&mut self, look: Result<Seen, ResourcesError>) {
+        let Handoff::Kubelet(kubelet) = &mut self.handoff else { return };
+        let by_uuid = self
+            .gpus
+            .whole()
+            .filter_map(|(place, instance)| Some((instance.compute.as_ref()?.uuid.clone(), place)))
+            .collect();
+        kubelet.take_in_look(look, &by_uuid);
+        // What was given back is free once NVML shows nothing in it.
+        for gpu in kubelet.given_back().into_keys() {
+            self.begin_look(&gpu);
         }
     }
 
-    /// Begins a full look at the GPUs, unless one is under way. What it finds of a GPU that is worked on meanwhile is void.
+    fn wake_kubelet(&mut self) {
+        if let Handoff::Kubelet(kubelet) = &mut self.handoff {
+            kubelet.wake();
+        }
+    }
+
+    fn release(&mut self, gpu: &GpuUuid, begun: Instant) {
+        if let Handoff::Kubelet(kubelet) = &mut self.handoff {
+            kubelet.release(gpu, begun);
+        }
+    }
+
+    /// Begins a full look at the GPUs, unless one is under way.
     pub fn begin_scan(&mut self) {
-        if self.look.as_ref().is_some_and(|look| !look.is_finished()) {
+        if self.scan.as_ref().is_some_and(|scan| !scan.is_finished()) {
             return;
         }
         let (driver, epochs, messages) =
-            (self.means.driver.clone(), self.epochs.clone(), self.means.messages.clone());
-        self.look = Some(tokio::spawn(async move {
-            let scan = spawn_blocking(move || {
-                let gpus = driver.gpus();
-                let instances = gpus
-                    .iter()
-                    .flat_map(|(gpus, _)| gpus)
-                    .map(|gpu| (gpu.uuid.clone(), driver.instances(gpu.index)))
-                    .collect();
-                Scan { gpus, instances, epochs }
-            });
-            if let Ok(scan) = scan.await {
+            (self.means.driver.clone(), self.gpus.epochs(), self.means.messages.clone());
+        self.scan = Some(tokio::spawn(async move {
+            if let Ok(scan) = spawn_blocking(move || Scan::now(&driver, epochs)).await {
                 // Nobody listens any more only when the agent ends.
                 let _ = messages.send(Message::Scanned(Box::new(scan))).await;
             }
         }));
     }
 
+    /// Begins a look at one GPU, unless one is under way.
+    fn begin_look(&mut self, gpu: &GpuUuid) {
+        if self.looks.get(gpu).is_some_and(|look| !look.is_finished()) {
+            return;
+        }
+        let Some((index, _)) = self.gpus.numbers(gpu) else { return };
+        let (driver, messages) = (self.means.driver.clone(), self.means.messages.clone());
+        let (epoch, uuid) = (self.gpus.epochs().get(gpu).copied(), gpu.clone());
+        let look = tokio::spawn(async move {
+            if let Ok(look) = spawn_blocking(move || Look::now(&driver, index)).await {
+                let _ = messages.send(Message::Looked(uuid, look, epoch)).await;
+            }
+        });
+        self.looks.insert(gpu.clone(), look);
+    }
+
     /// Decides, acts, advertises, reports. Returns how long to wait if nothing happens.
     pub async fn step(&mut self) -> Option<Duration> {
         let moment = now();
-        if self.missing {
-            // The controller removes the MIGNode of a Node that is gone; only a Node that is there gets a new one.
-            match self.means.node_status.refresh().await {
-                Ok(true) => {}
-                Ok(false) => return Some(PAUSE),
-                Err(error) => {
-                    warn!(%error, "cannot read the node");
-                    return Some(PAUSE);
-                }
-            }
-            match ensure(&self.means.mig_nodes, &self.means.name).await {
-                Ok(()) => {
-                    self.missing = false;
-                    self.written = None;
-                }
-                Err(error) => {
-                    warn!(%error, "MIGNode");
-                    return Some(PAUSE);
-                }
-            }
+        if self.missing && !self.make_object().await {
+            return Some(PAUSE);
         }
-        self.bind();
-        self.forget_failures();
         let wanted = self.wanted.clone().unwrap_or_default();
-        let step = agent_step(moment, &wanted, &self.views, &self.reports);
-        let (creates, destroys): (Vec<_>, Vec<_>) =
-            step.operations.into_iter().partition(|(_, operation)| matches!(operation, Operation::Create(_)));
-        match self.journal.intend(creates.iter().map(|(gpu, operation)| (gpu, operation.slice()))) {
-            Ok(()) => creates.into_iter().for_each(|(gpu, operation)| self.begin(&gpu, operation)),
-            Err(error) => {
-                // Nothing is made that could not be told from somebody else's after a crash.
-                warn!(%error, "nothing is made");
-                self.problems = vec![error.to_string()];
-            }
-        }
-        for (gpu, operation) in &destroys {
-            self.mark(gpu, operation.clone());
-        }
-        // Once more, with what is under way now.
-        let step = agent_step(moment, &wanted, &self.views, &self.reports);
-        let advertised = self.means.node_status.advertise(&self.advertised(&step)).await;
-        let can_destroy = advertised.is_ok();
-        for (gpu, operation) in destroys {
-            if can_destroy {
-                self.begin(&gpu, operation);
-            } else if let Some(view) = self.views.get_mut(&gpu) {
-                view.running = None;
-            }
-        }
+        self.prepare(&wanted);
+        let shown = self.offer(&wanted);
+        let advertised = match shown.known {
+            true => self.means.node_status.advertise(&shown.capacity, &shown.allocatable).await,
+            false => Ok(false),
+        };
+        let serves = servable(&wanted, self.gpus.views());
+        self.note_offers(&serves, &shown, matches!(advertised, Ok(true)));
+        self.act(moment, &wanted);
+        self.register(&wanted);
+
+        let step = agent_step(moment, &wanted, self.gpus.views(), &self.reports);
+        let settled = serves.iter().all(|place| shown.settled.contains(&place.slice.profile));
+        let kubelet_due = match &mut self.handoff {
+            Handoff::Kubelet(kubelet) => kubelet.look(settled && shown.settled.len() == shown.capacity.len()),
+            Handoff::StandIn(_) => None,
+        };
         if let Err(error) = advertised {
             warn!(%error, "cannot advertise on the node; trying again");
             return Some(PAUSE);
@@ -417,69 +309,156 @@ impl Agent {
             warn!(%error, "cannot report; trying again");
             return Some(PAUSE);
         }
-        step.recheck_at.map(|at| (at - now()).max(Duration::from_millis(1)))
+        let recheck = step.recheck_at.map(|at| (at - now()).max(Duration::from_millis(1)));
+        recheck.into_iter().chain(kubelet_due).min()
     }
 
-    /// Settles which pod holds which slice.
-    fn bind(&mut self) {
-        let wanted = self.wanted.clone().unwrap_or_default();
-        let indices: BTreeMap<&GpuUuid, u32> = self.gpus.iter().map(|gpu| (&gpu.uuid, gpu.index)).collect();
-        let mut free = BTreeSet::new();
-        for (uuid, view) in self.views.iter().filter(|(_, view)| view.unusable.is_none()) {
-            let going = view.running.as_ref().map(Operation::slice);
-            let ours = view.instances.iter().filter(|i| {
-                i.ours
-                    && i.compute.is_some()
-                    && going != Some(&i.slice)
-                    && wanted.get(uuid).is_some_and(|slices| slices.contains(&i.slice))
-            });
-            free.extend(ours.map(|i| Place {
-                index: indices.get(uuid).copied().unwrap_or(u32::MAX),
-                gpu: uuid.clone(),
-                slice: i.slice.clone(),
-            }));
+    /// Makes the MIGNode again. The controller removes that of a Node that is gone; only a Node that is there gets a new one.
+    async fn make_object(&mut self) -> bool {
+        match self.means.node_status.refresh().await {
+            Ok(true) => {}
+            Ok(false) => return false,
+            Err(error) => {
+                warn!(%error, "cannot read the node");
+                return false;
+            }
         }
-        if let Some(holders) = &self.holders {
-            self.bindings.restore(holders, &std::mem::take(&mut self.before));
-            self.bindings.update(holders, &free);
+        if let Err(error) = ensure(&self.means.mig_nodes, &self.means.name).await {
+            warn!(%error, "MIGNode");
+            return false;
         }
-        for (uuid, view) in &mut self.views {
-            for instance in &mut view.instances {
-                let pod = self.bindings.holder(uuid, &instance.slice).filter(|_| instance.ours);
-                let process = || self.processes.get(&(uuid.clone(), instance.id)).cloned();
-                instance.holder = pod.map(str::to_owned).or_else(process);
+        self.missing = false;
+        self.written = None;
+        true
+    }
+
+    /// Settles what is ours, who has it, and what stands in its way.
+    fn prepare(&mut self, wanted: &BTreeMap<GpuUuid, Vec<Slice>>) {
+        let uuids = std::mem::take(&mut self.ours_before);
+        {
+            let journal = &mut self.book.lock().journal;
+            // What an agent reported with its MIG device's UUID, it had made.
+            if journal.is_new && !uuids.is_empty() {
+                self.gpus.adopt(&uuids, journal);
+            }
+        }
+        if let Handoff::StandIn(stand_in) = &mut self.handoff {
+            stand_in.settle();
+        }
+        self.gpus.forget_failures(wanted);
+        self.note_holders();
+        self.write_cdi();
+    }
+
+    fn note_holders(&mut self) {
+        let mut processes = BTreeMap::new();
+        for (place, instance) in self.gpus.whole() {
+            processes.extend(self.gpus.process(&place.gpu, instance.id).map(|process| (place.clone(), process)));
+        }
+        let book = self.book.clone();
+        let (handoff, remake) = (&self.handoff, self.remake_after_use);
+        self.gpus.annotate(|place, instance| {
+            instance.holder = handoff.holder(place).or_else(|| processes.get(place).cloned());
+            instance.spent = remake && book.lock().journal.is_used(&place.gpu, &place.slice);
+            let uuid = instance.compute.as_ref().map(|compute| compute.uuid.as_str());
+            instance.misnamed = uuid.is_some_and(|uuid| handoff.is_misnamed(place, uuid));
+        });
+    }
+
+    /// Writes the CDI specifications of what there is; without its own no slice is offered.
+    fn write_cdi(&mut self) {
+        let Some(cdi) = &mut self.means.cdi else { return };
+        let device = |(place, i): (Place, &slicegate_core::agent::Instance)| {
+            let (index, minor) = self.gpus.numbers(&place.gpu)?;
+            let compute = i.compute.as_ref()?;
+            Some(SliceDevice {
+                gpu: place.gpu,
+                gpu_index: index,
+                gpu_minor: minor,
+                slice: place.slice,
+                mig_uuid: compute.uuid.clone(),
+                gpu_instance: i.id,
+                compute_instance: compute.id,
+            })
+        };
+        let devices: Vec<SliceDevice> = self.gpus.whole().filter_map(device).collect();
+        let obstacle = cdi.sync(&devices).err().map(|error| error.to_string());
+        if let Some(error) = obstacle.as_ref().filter(|_| obstacle != self.obstacle) {
+            warn!(error, "slices cannot be offered");
+        }
+        self.obstacle.clone_from(&obstacle);
+        // What pods have and was offered before stays: its specification was written once.
+        self.gpus.annotate(|_, instance| {
+            let offered = instance.holder.is_some() || instance.offer == Offer::Shown;
+            instance.obstacle = obstacle.clone().filter(|_| !offered);
+        });
+    }
+
+    fn offer(&mut self, wanted: &BTreeMap<GpuUuid, Vec<Slice>>) -> Shown {
+        let serves = servable(wanted, self.gpus.views());
+        let mut open: Vec<(Place, u32, String)> = self
+            .gpus
+            .whole()
+            .filter(|(place, _)| serves.contains(place))
+            .filter_map(|(place, i)| {
+                let (index, _) = self.gpus.numbers(&place.gpu)?;
+                Some((place, index, i.compute.as_ref()?.uuid.clone()))
+            })
+            .collect();
+        open.sort_by(|a, b| (a.1, &a.0.slice).cmp(&(b.1, &b.0.slice)));
+        let capacity = self.gpus.capacity();
+        let shown = self.handoff.offer(Open(open), &capacity);
+        // Who was given something by that, where there is no kubelet.
+        if matches!(self.handoff, Handoff::StandIn(_)) {
+            self.note_holders();
+        }
+        shown
+    }
+
+    /// Notes how far slices are in pods' sight.
+    fn note_offers(&mut self, serves: &BTreeSet<Place>, shown: &Shown, on_node: bool) {
+        let handoff = &self.handoff;
+        self.gpus.annotate(|place, instance| {
+            let settled = on_node && shown.settled.contains(&place.slice.profile);
+            instance.offer = match (serves.contains(place), instance.offer) {
+                // What is half made never was.
+                _ if instance.compute.is_none() => Offer::Withdrawn,
+                (true, Offer::Shown) => Offer::Shown,
+                (true, _) if settled => Offer::Shown,
+                (false, Offer::Withdrawn) => Offer::Withdrawn,
+                (false, _) if settled && handoff.is_free(place) => Offer::Withdrawn,
+                (false, _) if !shown.capacity.contains_key(&place.slice.profile) => Offer::Withdrawn,
+                _ => Offer::Pending,
+            };
+        });
+    }
+
+    /// Begins what is to be done. Nothing is made that could not be told from somebody else's after a crash.
+    fn act(&mut self, moment: Timestamp, wanted: &BTreeMap<GpuUuid, Vec<Slice>>) {
+        let step = agent_step(moment, wanted, self.gpus.views(), &self.reports);
+        let creates = step.operations.iter().filter(|(_, o)| matches!(o, Operation::Create(_)));
+        let intended =
+            self.book.lock().journal.intend(creates.map(|(gpu, operation)| (gpu, operation.slice())));
+        if let Err(error) = &intended {
+            warn!(%error, "nothing is made");
+            self.gpus.problems = vec![error.to_string()];
+        }
+        for (gpu, operation) in step.operations {
+            let may = match &operation {
+                Operation::Create(_) => intended.is_ok(),
+                // Once more, since pods may have come in between.
+                Operation::Destroy { slice, .. } => self.handoff.is_free(&Place::new(&gpu, slice)),
+            };
+            if may {
+                self.begin(&gpu, operation);
             }
         }
     }
 
-    /// Forgets failures of what nobody wants done any more.
-    fn forget_failures(&mut self) {
-        let wanted = self.wanted.clone().unwrap_or_default();
-        for (uuid, view) in &mut self.views {
-            let instances = &view.instances;
-            view.failures.retain(|failure| {
-                let slice = failure.operation.slice();
-                wanted.get(uuid).is_some_and(|slices| slices.contains(slice))
-                    || instances.iter().any(|i| i.ours && i.slice == *slice)
-            });
-            let failures = &view.failures;
-            self.attempts.retain(|(gpu, slice), _| {
-                gpu != uuid || view.running.is_some() || failures.iter().any(|f| f.operation.slice() == slice)
-            });
-        }
-    }
-
-    fn mark(&mut self, gpu: &GpuUuid, operation: Operation) {
-        *self.epochs.entry(gpu.clone()).or_default() += 1;
-        if let Some(view) = self.views.get_mut(gpu) {
-            view.running = Some(operation);
-        }
-    }
-
     fn begin(&mut self, gpu: &GpuUuid, operation: Operation) {
-        let Some(index) = self.gpus.iter().find(|g| g.uuid == *gpu).map(|g| g.index) else { return };
+        let Some((index, _)) = self.gpus.numbers(gpu) else { return };
         debug!(%gpu, ?operation, "begins");
-        self.mark(gpu, operation.clone());
+        self.gpus.mark(gpu, operation.clone());
         let (driver, messages, gpu) = (self.means.driver.clone(), self.means.messages.clone(), gpu.clone());
         tokio::spawn(async move {
             let work = spawn_blocking(move || {
@@ -491,31 +470,40 @@ impl Agent {
                         driver.destroy(index, *id, slice).map(|()| None).map_err(OperationError::Destroy)
                     }
                 };
-                let look = result.is_err().then(|| driver.instances(index));
+                let look = result.is_err().then(|| Look::now(&driver, index));
                 Done { gpu, operation, result, look }
             });
             if let Ok(done) = work.await {
                 // Nobody listens any more only when the agent ends.
-                let _ = messages.send(Message::Done(done)).await;
+                let _ = messages.send(Message::Done(Box::new(done))).await;
             }
         });
     }
 
-    fn advertised(&self, step: &Step) -> Advertised {
-        let mut capacity: BTreeMap<ProfileName, u32> = BTreeMap::new();
-        for gpu in self.gpus.iter().filter(|gpu| gpu.mig_mode == MigMode::Enabled) {
-            for profile in &gpu.model.profiles {
-                *capacity.entry(profile.name.clone()).or_default() += u32::from(profile.max_count);
-            }
+    /// Registers with the kubelet once everything that is wanted has been made or has failed: after a reboot pods would
+    /// otherwise be admitted, or refused, before their slices are there again.
+    fn register(&mut self, wanted: &BTreeMap<GpuUuid, Vec<Slice>>) {
+        let Handoff::Kubelet(kubelet) = &mut self.handoff else { return };
+        let views = self.gpus.views();
+        let is_due = |(gpu, slices): (&GpuUuid, &Vec<Slice>)| {
+            views.get(gpu).is_none_or(|view| {
+                slices.iter().all(|slice| {
+                    view.unusable.is_some()
+                        || view.broken.is_some()
+                        || view.instances.iter().any(|i| i.slice == *slice && (i.compute.is_some() || !i.ours))
+                        || view.failures.iter().any(|f| f.operation.slice() == slice)
+                })
+            })
+        };
+        if wanted.iter().all(is_due) || !self.gpus.is_busy() {
+            kubelet.begin();
         }
-        let mut allocatable: BTreeMap<ProfileName, u32> = capacity.keys().map(|p| (p.clone(), 0)).collect();
-        allocatable.extend(step.usable());
-        Advertised { capacity, allocatable }
     }
 
     async fn report(&mut self, moment: Timestamp) -> kube::Result<()> {
         let foreign: Vec<(String, Found)> = self
-            .views
+            .gpus
+            .views()
             .iter()
             .flat_map(|(uuid, view)| view.instances.iter().filter(|i| !i.ours).map(move |i| (uuid, i)))
             .map(|(uuid, i)| {
@@ -528,11 +516,16 @@ impl Agent {
                 (uuid.to_string(), found)
             })
             .collect();
+        let damage = self.book.lock().journal.damage.clone();
+        let mut problems = self.gpus.problems.clone();
+        problems.extend(self.obstacle.clone());
+        let unhealthy = self.gpus.unhealthy();
         let facts = Facts {
-            gpus: &self.gpus,
-            unhealthy: &self.unhealthy,
-            problems: &self.problems,
-            damage: self.journal.damage.as_deref(),
+            gpus: self.gpus.list(),
+            unhealthy: &unhealthy,
+            problems: &problems,
+            damage: damage.as_deref(),
+            kubelet: self.handoff.trouble(),
             reports: &self.reports,
             foreign: &foreign,
             boot_id: &self.means.boot_id,
@@ -547,6 +540,15 @@ impl Agent {
         }
         self.reported = true;
         Ok(())
+    }
+
+    /// Says in the MIGNode that the agent ends: its slices stay, and nothing new is placed here until it is back.
+    pub async fn say_goodbye(&mut self) {
+        let Some(before) = self.written.take() else { return };
+        let status = report::stopped(now(), &before);
+        if let Err(error) = write_status(&self.means.mig_nodes, &self.means.name, &status).await {
+            warn!(%error, "cannot report that the agent ends");
+        }
     }
 }
 
@@ -563,17 +565,7 @@ fn reported(object: &MIGNode) -> Vec<Report> {
             compute: None,
             holder: None,
             message: None,
+            restart_pod: false,
         })
         .collect()
-}
-
-/// Why a GPU that was here is not among those that answer.
-fn why_silent(index: u32, problems: &[String]) -> String {
-    let of_it = format!("GPU {index} ");
-    let known = problems.iter().find(|p| p.starts_with(&of_it)).or(problems.first());
-    known.cloned().unwrap_or_else(|| format!("NVML no longer lists GPU {index}; reboot the node"))
-}
-
-fn instance(found: &Found, ours: bool) -> Instance {
-    Instance { id: found.id, slice: found.slice.clone(), compute: found.compute.clone(), ours, holder: None }
 }

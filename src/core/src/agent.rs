@@ -52,6 +52,8 @@ pub struct Instance {
     pub obstacle: Option<String>,
     /// Whether it must be made anew before another pod may have it.
     pub spent: bool,
+    /// Whether the pod that holds it was told a name of it that is no longer valid.
+    pub misnamed: bool,
 }
 
 /// What holds a slice.
@@ -59,6 +61,8 @@ pub struct Instance {
 pub enum Holder {
     /// A pod, as `namespace/name`.
     Pod(String),
+    /// A pod that the kubelet does not name: one that has just been given it, or one with it in an init container only.
+    Unnamed,
     /// A process, by its id, though no pod is known to.
     Process(u32),
 }
@@ -67,6 +71,7 @@ impl fmt::Display for Holder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Pod(name) => write!(f, "pod {name}"),
+            Self::Unnamed => write!(f, "its pod"),
             Self::Process(id) => write!(f, "process {id}"),
         }
     }
@@ -146,6 +151,8 @@ pub struct Report {
     pub holder: Option<Holder>,
     /// Why it is Failed, or not what is wanted.
     pub message: Option<String>,
+    /// Whether the pod that holds it must be deleted to go on.
+    pub restart_pod: bool,
 }
 
 /// What to do and to report.
@@ -172,7 +179,7 @@ pub fn servable(
             |i: &&Instance| i.ours && i.compute.is_some() && i.broken.is_none() && i.obstacle.is_none();
         let goes = |i: &Instance| gpu.running.as_ref().is_some_and(|operation| operation.slice() == &i.slice);
         let serves = |i: &&Instance| match i.holder {
-            Some(Holder::Pod(_)) => true,
+            Some(Holder::Pod(_) | Holder::Unnamed) => true,
             Some(Holder::Process(_)) => false,
             None => accepted.contains(&&i.slice) && gpu.unusable.is_none() && !i.spent && !goes(i),
         };
@@ -300,6 +307,7 @@ fn reports(uuid: &GpuUuid, wanted: &[Slice], gpu: &GpuView) -> Vec<Report> {
             instance: Some(instance.id),
             compute: instance.compute.clone(),
             holder: instance.holder.clone(),
+            restart_pod: instance.misnamed && matches!(instance.holder, Some(Holder::Pod(_))),
             ..bare(uuid, slice, state, message)
         });
     }
@@ -333,6 +341,7 @@ fn bare(gpu: &GpuUuid, slice: &Slice, state: SliceState, message: Option<String>
         compute: None,
         holder: None,
         message,
+        restart_pod: false,
     }
 }
 

@@ -33,6 +33,7 @@ fn ours(id: u32, slice: Slice) -> Instance {
         broken: None,
         obstacle: None,
         spent: false,
+        misnamed: false,
     }
 }
 

@@ -1,0 +1,342 @@
+//! A kubelet hands slices to containers: the agent is a device plugin of it, and asks it who has what.
+//!
+//! Nothing is taken for granted that the kubelet has not acknowledged: a slice is shown once `GetAllocatableResources` counts
+//! it, and gone once it no longer does and nobody was given it in the meantime.
+
+pub mod book;
+mod holds;
+mod plugin;
+mod registrar;
+mod resources;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use slicegate_core::agent::Holder;
+use slicegate_core::geometry::Place;
+use slicegate_core::id::GpuUuid;
+use slicegate_core::profile::ProfileName;
+use slicegate_core::tokens::Token;
+use slicegate_kubelet_api::socket::SocketError;
+use tokio::sync::{Notify, mpsc};
+use tokio::task::JoinHandle;
+use tracing::{info, warn};
+
+use super::{Open, Shown};
+use crate::agent::cdi::{self, Strategy};
+use crate::agent::nvml::Driver;
+use crate::agent::state::Message;
+use book::SharedBook;
+use holds::{Questions, Verdict};
+use plugin::{Allocator, Lists};
+use registrar::Registrar;
+pub use registrar::Registration;
+pub use resources::{ResourcesError, Seen};
+use resources::Resources;
+
+/// Pauses between looks while something is awaited, and the rest between looks while pods have slices. A look is two requests
+/// of the hundred a second that the kubelet answers, of which it answers ten in one go.
+const PAUSES: [u64; 9] = [0, 2, 5, 10, 20, 50, 100, 250, 500];
+const REST: Duration = Duration::from_secs(1);
+
+/// Where the kubelet is.
+#[derive(Clone, Debug)]
+pub struct Folders {
+    /// Its device plugin folder.
+    pub device_plugins: PathBuf,
+    /// Its PodResources socket.
+    pub pod_resources: PathBuf,
+}
+
+/// The kubelet's side of the handoff.
+pub struct Kubelet {
+    book: SharedBook,
+    strategy: Strategy,
+    lists: Lists,
+    more: Arc<Notify>,
+    resources: Resources,
+    messages: mpsc::Sender<Message>,
+    registrar: Option<Registrar>,
+    registered: bool,
+    seen: Option<Seen>,
+    questions: Questions,
+    look: Option<JoinHandle<()>>,
+    /// How many looks since something happened that makes a look worthwhile, and when the last one ended.
+    looks: usize,
+    last_look: Option<Instant>,
+    /// What is wrong with the registration, and with PodResources.
+    trouble: [Option<String>; 2],
+}
+
+impl Kubelet {
+    /// Prepares everything; nothing is offered before [`Self::begin`].
+    pub fn new(
+        folders: Folders,
+        strategy: Strategy,
+        book: SharedBook,
+        driver: Arc<Driver>,
+        messages: mpsc::Sender<Message>,
+    ) -> Result<Self, SocketError> {
+        let (lists, more) = (Lists::default(), Arc::new(Notify::new()));
+        let allocator =
+            Arc::new(Allocator { book: book.clone(), driver, strategy, messages: messages.clone() });
+        let registrar = Registrar {
+            folder: folders.device_plugins.clone(),
+            lists: lists.clone(),
+            allocator,
+            more: more.clone(),
+            messages: messages.clone(),
+        };
+        Ok(Self {
+            book,
+            strategy,
+            lists,
+            more,
+            resources: Resources::new(folders.pod_resources, folders.device_plugins)?,
+            messages,
+            registrar: Some(registrar),
+            registered: false,
+            seen: None,
+            questions: Questions::default(),
+            look: None,
+            looks: 0,
+            last_look: None,
+            trouble: [None, None],
+        })
+    }
+
+    /// Registers with the kubelet, if that has not been done: from now on it admits pods.
+    pub fn begin(&mut self) {
+        if let Some(registrar) = self.registrar.take() {
+            info!("registering with the kubelet");
+            tokio::spawn(registrar.run());
+        }
+    }
+
+    /// Something happened after which the kubelet's word is of interest.
+    pub fn wake(&mut self) {
+        self.looks = 0;
+    }
+
+    /// Takes in how a registration went.
+    pub fn take_in_registration(&mut self, registration: Registration) {
+        self.registered = registration == Registration::Registered;
+        self.trouble[0] = match registration {
+            Registration::Failed(trouble) => Some(trouble),
+            Registration::Registered | Registration::Lost => None,
+        };
+        // What was acknowledged before is void.
+        self.seen = None;
+        self.wake();
+    }
+
+    /// Takes in a look: who has what. Tells which slices the kubelet says are given back, for NVML to be asked about them.
+    pub fn take_in_look(&mut self, look: Result<Seen, ResourcesError>, by_uuid: &BTreeMap<String, Place>) {
+        self.last_look = Some(Instant::now());
+        let seen = match look {
+            Ok(seen) => seen,
+            Err(error) => {
+                if self.trouble[1].is_none() {
+                    warn!(%error, "the kubelet's word cannot be had; trying again");
+                }
+                self.trouble[1] = Some(error.to_string());
+                return;
+            }
+        };
+        if seen.checkpoint_error.is_some() && self.trouble[1] != seen.checkpoint_error {
+            warn!(error = seen.checkpoint_error, "who has what cannot be known for sure");
+        }
+        self.trouble[1].clone_from(&seen.checkpoint_error);
+        let mut ask = BTreeSet::new();
+        {
+            let mut book = self.book.lock();
+            let known: BTreeSet<Token> = book.tokens.bound().keys().cloned().collect();
+            self.questions.retain(|token| known.contains(token));
+            book.amend(|token, note| match self.questions.judge(token, note, &seen) {
+                Verdict::Has(pod) => {
+                    (note.confirmed, note.over) = (true, None);
+                    note.pod = pod.or_else(|| note.pod.take());
+                }
+                Verdict::Open => {}
+                Verdict::Ask => {
+                    self.questions.ask(token, &seen);
+                    ask.insert(token.profile.clone());
+                }
+                Verdict::Over => note.over = note.over.or(Some(Instant::now())),
+            });
+            let mut unexplained = BTreeSet::new();
+            let held = seen.pods.keys().chain(seen.checkpoint.keys());
+            for token in held.filter(|token| !known.contains(token)) {
+                let found = explain(token, &seen, by_uuid);
+                let restored = found.is_some_and(|(place, uuid)| book.restore(token, place, uuid));
+                // The checkpoint alone may speak of a pod that is over; then it is soon let go of.
+                if !restored && seen.pods.contains_key(token) {
+                    unexplained.insert(token.clone());
+                }
+            }
+            book.tokens.set_unexplained(unexplained);
+        }
+        for profile in ask {
+            self.tell(&profile, true);
+            self.wake();
+        }
+        self.seen = Some(seen);
+    }
+
+    /// What holds a slice.
+    pub fn holder(&self, place: &Place) -> Option<Holder> {
+        let book = self.book.lock();
+        let note = book.tokens.token(place).and_then(|token| book.note(token))?;
+        Some(note.pod.clone().map_or(Holder::Unnamed, Holder::Pod))
+    }
+
+    /// Whether the pod that has a slice was told a name of it that is no longer valid.
+    pub fn is_misnamed(&self, place: &Place, uuid: &str) -> bool {
+        let book = self.book.lock();
+        let note = book.tokens.token(place).and_then(|token| book.note(token));
+        self.strategy == Strategy::Envvar && note.is_some_and(|note| note.uuid != uuid)
+    }
+
+    /// GPUs of slices that the kubelet says are given back, and since when.
+    pub fn given_back(&self) -> BTreeMap<GpuUuid, Instant> {
+        let mut gpus = BTreeMap::new();
+        for (_, place, note) in self.book.lock().bindings() {
+            if let Some(over) = note.over {
+                let since = gpus.entry(place.gpu.clone()).or_insert(over);
+                *since = (*since).max(over);
+            }
+        }
+        gpus
+    }
+
+    /// After a look of NVML at a GPU, begun at `begun`: what was given back before is free, or held by what lives on in it.
+    pub fn release(&mut self, gpu: &GpuUuid, begun: Instant) {
+        let mut book = self.book.lock();
+        let over: Vec<Token> = book
+            .bindings()
+            .filter(|(_, place, note)| place.gpu == *gpu && note.over.is_some_and(|over| over <= begun))
+            .map(|(token, ..)| token.clone())
+            .collect();
+        if over.is_empty() {
+            return;
+        }
+        book.release(&over);
+        // A binding too many in the journal is let go of again.
+        if let Err(error) = book.write(false) {
+            warn!(%error, "journal");
+        }
+    }
+
+    /// Offers slices. Returns how far the kubelet has taken it up.
+    pub fn offer(&mut self, open: Open, capacity: &BTreeMap<ProfileName, u32>) -> Shown {
+        {
+            let mut book = self.book.lock();
+            book.tokens.set_counts(capacity);
+            book.open(open.0);
+        }
+        let profiles: Vec<ProfileName> = self.book.lock().tokens.counts().keys().cloned().collect();
+        let before = self.lists.profiles().len();
+        for profile in &profiles {
+            self.tell(profile, false);
+        }
+        if self.lists.profiles().len() != before {
+            self.more.notify_one();
+        }
+        let book = self.book.lock();
+        let healthy = book.tokens.healthy();
+        let nothing = BTreeSet::new();
+        let acknowledged = |profile: &ProfileName| {
+            let seen = self.seen.as_ref()?;
+            Some(seen.healthy.get(profile).unwrap_or(&nothing))
+        };
+        let settled = |profile: &&ProfileName| self.registered && acknowledged(profile) == healthy.get(profile);
+        let allocatable = |profile: &ProfileName| {
+            let count = acknowledged(profile).map_or(0, BTreeSet::len).min(healthy[profile].len());
+            u32::try_from(count).unwrap_or(u32::MAX)
+        };
+        Shown {
+            known: self.registered && self.seen.is_some(),
+            capacity: book.tokens.counts().clone(),
+            allocatable: profiles.iter().map(|p| (p.clone(), allocatable(p))).collect(),
+            settled: profiles.iter().filter(settled).cloned().collect(),
+        }
+    }
+
+    /// Whether nobody was given a slice up to now; nobody will be who was not, since it is not open.
+    pub fn is_free(&self, place: &Place) -> bool {
+        self.book.lock().tokens.token(place).is_none()
+    }
+
+    /// Begins a look if one is due; says when the next one is.
+    pub fn look(&mut self, settled: bool) -> Option<Duration> {
+        let has_bindings = !self.book.lock().tokens.bound().is_empty();
+        let unconfirmed = self.book.lock().bindings().any(|(_, _, note)| !note.confirmed);
+        let awaited = !settled || unconfirmed || self.seen.is_none();
+        let pause = match PAUSES.get(self.looks) {
+            Some(pause) if awaited || self.looks == 0 || has_bindings => Duration::from_millis(*pause),
+            _ if awaited || has_bindings || self.trouble[1].is_some() => REST,
+            _ => return None,
+        };
+        if self.look.as_ref().is_some_and(|look| !look.is_finished()) {
+            return None;
+        }
+        let due = self.last_look.map_or(Duration::ZERO, |last| pause.saturating_sub(last.elapsed()));
+        if !due.is_zero() {
+            return Some(due);
+        }
+        self.looks = self.looks.saturating_add(1);
+        let (resources, messages) = (self.resources.clone(), self.messages.clone());
+        self.look = Some(tokio::spawn(async move {
+            let look = resources.look().await;
+            // Nobody listens any more only when the agent ends.
+            let _ = messages.send(Message::Kubelet(Box::new(look))).await;
+        }));
+        None
+    }
+
+    /// What stands in the way, for people.
+    pub fn trouble(&self) -> Option<&str> {
+        self.trouble.iter().flatten().next().map(String::as_str)
+    }
+
+    /// What the kubelet says.
+    pub fn seen(&self) -> Option<&Seen> {
+        self.seen.as_ref()
+    }
+
+    fn tell(&self, profile: &ProfileName, again: bool) {
+        let book = self.book.lock();
+        let count = book.tokens.counts().get(profile).copied().unwrap_or(0);
+        let healthy = book.tokens.healthy().remove(profile).unwrap_or_default();
+        self.lists.tell(profile, count, &healthy, again);
+    }
+}
+
+/// The slice that a device of a running container stands for, by what the container was answered.
+fn explain(token: &Token, seen: &Seen, by_uuid: &BTreeMap<String, Place>) -> Option<(Place, String)> {
+    let recorded = seen.checkpoint.get(token)?;
+    // The devices of one answer are as good as each other: they were given to one container.
+    let same: Vec<&Token> = seen
+        .checkpoint
+        .iter()
+        .filter(|(other, r)| other.profile == token.profile && *r == recorded)
+        .map(|(other, _)| other)
+        .collect();
+    let at = same.iter().position(|other| *other == token)?;
+    let response = &recorded.response;
+    let annotated = response.annotations.values().flat_map(|names| names.split(','));
+    let names = response.cdi_devices.iter().map(|device| device.name.as_str()).chain(annotated);
+    let by_name = |name: &str| {
+        let named = cdi::parse(name)?;
+        let is = |place: &Place| {
+            place.gpu == named.gpu && place.slice.profile == named.profile && place.slice.start == named.start
+        };
+        by_uuid.iter().find(|(_, place)| is(place)).map(|(uuid, place)| (place.clone(), uuid.clone()))
+    };
+    let uuids = response.envs.get("NVIDIA_VISIBLE_DEVICES").map(String::as_str).unwrap_or_default();
+    let by_variable = |uuid: &str| Some((by_uuid.get(uuid)?.clone(), uuid.to_owned()));
+    let mut slices = names.filter_map(by_name).chain(uuids.split(',').filter_map(by_variable));
+    slices.nth(at)
+}

@@ -1,0 +1,214 @@
+//! Keeps the plugins registered: at every start of the kubelet, and whenever it has lost sight of one.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::StreamExt;
+use inotify::{Inotify, WatchMask};
+use slicegate_core::profile::ProfileName;
+use slicegate_kubelet_api::device_plugin::{
+    DevicePluginServer, KUBELET_SOCKET, RegisterRequest, RegistrationClient, VERSION,
+};
+use slicegate_kubelet_api::socket::{self, SocketError};
+use slicegate_kubelet_api::tonic::service::Routes;
+use tokio::net::UnixStream;
+use tokio::sync::{Notify, mpsc};
+use tokio::task::AbortHandle;
+use tokio::time::{sleep, timeout};
+use tracing::{info, warn};
+
+use super::plugin::{Allocator, Lists, Plugin};
+use crate::agent::state::Message;
+
+/// Pause after the kubelet would not take a registration.
+const PAUSE: Duration = Duration::from_millis(100);
+/// Pause before plugins are registered again that the kubelet has lost sight of.
+const BREATH: Duration = Duration::from_millis(10);
+/// How long a registration may take. The kubelet calls back before it answers.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// A look at the folder in any case, for what was not told.
+const REST: Duration = Duration::from_secs(10);
+
+/// Why no devices can be offered to the kubelet.
+#[derive(Debug, thiserror::Error)]
+pub enum RegisterError {
+    /// There is no kubelet.
+    #[error("no kubelet listens on {}: {reason}; the kubelet's device plugin folder must be mounted into the agent (hostPath)", .path.display())]
+    NoKubelet {
+        /// Its socket.
+        path: PathBuf,
+        /// What the system said.
+        reason: String,
+    },
+    /// The kubelet does not take it.
+    #[error("the kubelet does not take {resource}: {reason}")]
+    Refused {
+        /// The resource.
+        resource: String,
+        /// What it said.
+        reason: String,
+    },
+    /// Our own socket cannot be made.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+    /// The folder cannot be watched.
+    #[error("cannot watch {}: {source}", .path.display())]
+    Watch {
+        /// The folder.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+}
+
+/// How the registration stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Registration {
+    /// The kubelet knows every profile.
+    Registered,
+    /// It has lost sight of one; all are registered again.
+    Lost,
+    /// It could not be done, which is tried again.
+    Failed(String),
+}
+
+/// Keeps plugins registered with one kubelet.
+pub struct Registrar {
+    /// The kubelet's device plugin folder.
+    pub folder: PathBuf,
+    /// What is offered.
+    pub lists: Lists,
+    /// What answers Allocate.
+    pub allocator: Arc<Allocator>,
+    /// Woken when a profile is new.
+    pub more: Arc<Notify>,
+    /// Where to report.
+    pub messages: mpsc::Sender<Message>,
+}
+
+/// A plugin that is served.
+struct Served {
+    server: AbortHandle,
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        // The socket closes and nothing is said, so that the kubelet keeps the devices in mind.
+        self.server.abort();
+    }
+}
+
+/// Device and inode of a socket: another one is another server.
+type Identity = Option<(u64, u64)>;
+
+impl Registrar {
+    /// Runs for as long as there is somebody to report to.
+    pub async fn run(self) {
+        let mut said = Registration::Lost;
+        loop {
+            let outcome = self.serve().await;
+            let pause = if outcome.is_ok() { BREATH } else { PAUSE };
+            let told = match outcome {
+                Ok(()) => Registration::Lost,
+                Err(error) => Registration::Failed(error.to_string()),
+            };
+            if let Registration::Failed(error) = &told
+                && told != said
+            {
+                warn!(error, "devices cannot be offered to the kubelet; trying again");
+            }
+            if self.messages.send(Message::Registration(told.clone())).await.is_err() {
+                return;
+            }
+            said = told;
+            sleep(pause).await;
+        }
+    }
+
+    /// Serves and registers every profile, until something must be done again from the start.
+    async fn serve(&self) -> Result<(), RegisterError> {
+        let watched = |source| RegisterError::Watch { path: self.folder.clone(), source };
+        let changes = Inotify::init().map_err(watched)?;
+        let mask = WatchMask::CREATE | WatchMask::DELETE | WatchMask::MOVED_TO;
+        changes.watches().add(&self.folder, mask).map_err(watched)?;
+        let mut changes = changes.into_event_stream([0; 4096]).map_err(watched)?;
+        let kubelet = self.folder.join(KUBELET_SOCKET);
+        let left = Arc::new(Notify::new());
+        let mut served: BTreeMap<ProfileName, Served> = BTreeMap::new();
+        let known = identity(&kubelet);
+        // Before the plugins' sockets are made: a kubelet that starts deletes them.
+        if let Err(error) = UnixStream::connect(&kubelet).await {
+            return Err(RegisterError::NoKubelet { path: kubelet, reason: error.to_string() });
+        }
+        loop {
+            let fresh: Vec<_> = self.lists.profiles().into_iter().filter(|p| !served.contains_key(p)).collect();
+            for profile in fresh {
+                let plugin = self.serve_one(&profile, &left)?;
+                self.register(&kubelet, &profile).await?;
+                served.insert(profile, plugin);
+            }
+            if !served.is_empty() && self.messages.send(Message::Registration(Registration::Registered)).await.is_err() {
+                return Ok(());
+            }
+            loop {
+                tokio::select! {
+                    () = self.more.notified() => break,
+                    () = left.notified() => {
+                        info!("the kubelet has stopped following; registering again");
+                        return Ok(());
+                    }
+                    _ = changes.next() => {}
+                    () = sleep(REST) => {}
+                }
+                let ours = |profile| identity(&self.folder.join(endpoint(profile))).is_some();
+                if identity(&kubelet) != known || !served.keys().all(ours) {
+                    info!("the kubelet has started anew; registering again");
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    fn serve_one(&self, profile: &ProfileName, left: &Arc<Notify>) -> Result<Served, RegisterError> {
+        let listener = socket::listen(&self.folder.join(endpoint(profile)))?;
+        let plugin = Plugin::new(profile.clone(), self.lists.clone(), self.allocator.clone(), left.clone());
+        let routes = Routes::new(DevicePluginServer::new(plugin));
+        let server = tokio::spawn(socket::serve(listener, routes, std::future::pending()));
+        Ok(Served { server: server.abort_handle() })
+    }
+
+    async fn register(&self, kubelet: &Path, profile: &ProfileName) -> Result<(), RegisterError> {
+        let resource = profile.resource();
+        let channel = socket::channel(kubelet, PATIENCE)?;
+        let request = RegisterRequest {
+            version: VERSION.to_owned(),
+            endpoint: endpoint(profile),
+            resource_name: resource.clone(),
+            options: None,
+        };
+        match timeout(PATIENCE, RegistrationClient::new(channel).register(request)).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(status)) if status.code() == slicegate_kubelet_api::tonic::Code::Unavailable => {
+                Err(RegisterError::NoKubelet { path: kubelet.to_owned(), reason: status.message().to_owned() })
+            }
+            Ok(Err(status)) => Err(RegisterError::Refused { resource, reason: status.message().to_owned() }),
+            Err(_) => {
+                let reason = format!("no answer within {} s", PATIENCE.as_secs());
+                Err(RegisterError::Refused { resource, reason })
+            }
+        }
+    }
+}
+
+/// The name of a plugin's socket.
+fn endpoint(profile: &ProfileName) -> String {
+    format!("slicegate-{profile}.sock")
+}
+
+fn identity(path: &Path) -> Identity {
+    fs::metadata(path).ok().map(|found| (found.dev(), found.ino()))
+}
