@@ -1,7 +1,6 @@
 //! The node's GPUs as NVML shows them, and what is being done on each.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use slicegate_core::agent::{Failure, GpuView, Holder, Instance, Offer, Operation};
@@ -11,7 +10,7 @@ use slicegate_core::profile::ProfileName;
 use tracing::{info, warn};
 
 use super::journal::{Journal, JournalError};
-use super::nvml::{CreateError, Driver, Event, EventKind, Found, GpuInfo, Left, NvmlError, code};
+use super::nvml::{CreateError, Driver, Event, EventKind, Found, GpuInfo, Left, NvmlError};
 use crate::api::convert::now;
 use crate::api::mig_node::MigMode;
 
@@ -361,7 +360,7 @@ impl Gpus {
             Ok(found) => found,
             Err(error) => {
                 let message = format!("GPU {index} does not answer: {error}");
-                if error.code == code::GPU_IS_LOST {
+                if error.is_loss() {
                     view.broken = Some(message.clone());
                 }
                 view.unusable = Some(message.clone());

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::Node;
 use kube::Api;
-use slicegate_core::agent::{Holder, Offer, Operation, Report, agent_step, servable};
+use slicegate_core::agent::{Offer, Operation, Report, agent_step, servable};
 use slicegate_core::geometry::{Place, Slice};
 use slicegate_core::id::GpuUuid;
 use slicegate_core::time::Timestamp;
@@ -85,7 +85,8 @@ pub struct Agent {
     missing: bool,
     /// MIG devices that were ours by the MIGNode, when this agent started.
     ours_before: BTreeSet<String>,
-    /// Why CDI specifications cannot be written.
+    /// The slices of which the CDI specifications speak, and why some could not be written.
+    described: Option<Vec<SliceDevice>>,
     obstacle: Option<String>,
     reports: Vec<Report>,
     written: Option<MIGNodeStatus>,
@@ -110,6 +111,7 @@ impl Agent {
             generation: 0,
             missing: false,
             ours_before: BTreeSet::new(),
+            described: None,
             obstacle: None,
             reports: Vec::new(),
             written: None,
@@ -151,6 +153,8 @@ impl Agent {
                     report_unavailable(&self.means.mig_nodes, &self.means.name, error).await;
                     return;
                 }
+                // What stands in the folder of CDI specifications may have been changed, too.
+                self.described = None;
                 let counted = self.gpus.take_in_scan(*scan, &mut self.book.lock().journal);
                 for (gpu, begun) in counted {
                     self.release(&gpu, begun);
@@ -382,15 +386,21 @@ impl Agent {
             })
         };
         let devices: Vec<SliceDevice> = self.gpus.whole().filter_map(device).collect();
-        let obstacle = cdi.sync(&devices).err().map(|error| error.to_string());
-        if let Some(error) = obstacle.as_ref().filter(|_| obstacle != self.obstacle) {
-            warn!(error, "slices cannot be offered");
+        if self.described.as_ref() != Some(&devices) {
+            let obstacle = cdi.sync(&devices).err().map(|error| error.to_string());
+            if let Some(error) = obstacle.as_ref().filter(|_| obstacle != self.obstacle) {
+                warn!(error, "slices cannot be offered");
+            }
+            // What failed is tried again at the next full look.
+            self.described = Some(devices);
+            self.obstacle = obstacle;
         }
-        self.obstacle.clone_from(&obstacle);
         // What pods have and was offered before stays: its specification was written once.
-        self.gpus.annotate(|_, instance| {
+        let obstacle = self.obstacle.clone().unwrap_or_default();
+        self.gpus.annotate(|place, instance| {
             let offered = instance.holder.is_some() || instance.offer == Offer::Shown;
-            instance.obstacle = obstacle.clone().filter(|_| !offered);
+            let ready = offered || cdi.is_ready(&place.gpu, &place.slice);
+            instance.obstacle = (!ready && instance.compute.is_some()).then(|| obstacle.clone());
         });
     }
 
