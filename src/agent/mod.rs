@@ -4,6 +4,7 @@
 //! their own, one at a time on each GPU, and report back. In this order nobody is promised what is not there: journal, make,
 //! advertise on the Node, report Idle; and: report Draining, take from the Node, destroy.
 
+pub mod cdi;
 pub mod journal;
 mod metrics;
 mod node_status;
