@@ -23,6 +23,7 @@ pub mod driver;
 mod faults;
 mod ffi;
 mod handles;
+pub mod host;
 mod ids;
 mod names;
 mod session;
