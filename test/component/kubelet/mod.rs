@@ -48,7 +48,9 @@ const DEADLINE: Duration = Duration::from_secs(20);
 
 /// Waits for what must come.
 async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
-    tokio::time::timeout(DEADLINE, future).await.unwrap_or_else(|_| panic!("waited too long: {what}"))
+    let ended = tokio::time::timeout(DEADLINE, future).await;
+    assert!(ended.is_ok(), "waited too long: {what}");
+    ended.unwrap()
 }
 
 /// What outlives a kubelet: its node's pods, what a test commands and what it learns.
