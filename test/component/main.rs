@@ -1,9 +1,10 @@
-//! The agent against the NVML ABI; generated files, manifests and the repository's own rules.
+//! The agent against the NVML ABI; a kubelet to play against; generated files, manifests and the repository's own rules.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
 
 mod agent;
 mod crds;
+mod kubelet;
 mod manifests;
 mod repository;
 
