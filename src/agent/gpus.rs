@@ -80,7 +80,8 @@ impl Scan {
     pub fn now(driver: &Driver, epochs: Epochs) -> Self {
         let gpus = driver.gpus();
         let listed = gpus.iter().flat_map(|(gpus, _)| gpus);
-        let minors = listed.clone().filter_map(|g| Some((g.uuid.clone(), driver.minor_number(g.index).ok()?)));
+        let minors =
+            listed.clone().filter_map(|g| Some((g.uuid.clone(), driver.minor_number(g.index).ok()?)));
         let minors = minors.collect();
         let looks = listed.map(|gpu| (gpu.uuid.clone(), Look::now(driver, gpu.index))).collect();
         Self { gpus, minors, looks, epochs }
@@ -287,7 +288,13 @@ impl Gpus {
     }
 
     /// Takes in a look at one GPU. Whether it counts.
-    pub fn take_in_look(&mut self, gpu: &GpuUuid, look: Look, epoch: Option<u64>, journal: &mut Journal) -> bool {
+    pub fn take_in_look(
+        &mut self,
+        gpu: &GpuUuid,
+        look: Look,
+        epoch: Option<u64>,
+        journal: &mut Journal,
+    ) -> bool {
         let counts = self.may_count(gpu, epoch.as_ref()) && look.found.is_ok();
         if self.may_count(gpu, epoch.as_ref()) {
             self.set_instances(gpu, look, journal);
@@ -371,7 +378,8 @@ impl Gpus {
         self.silent.remove(gpu);
         let before = std::mem::take(&mut view.instances);
         let ours = |f: &Found| journal.is_ours(gpu, &f.slice, f.id);
-        view.instances = found.iter().map(|f| instance(f, ours(f), before.iter().find(|i| is(i, f)))).collect();
+        view.instances =
+            found.iter().map(|f| instance(f, ours(f), before.iter().find(|i| is(i, f)))).collect();
         let gone: Vec<&Instance> =
             before.iter().filter(|i| i.ours && !found.iter().any(|f| is(i, f))).collect();
         if let Some(first) = gone.first() {

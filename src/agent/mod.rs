@@ -35,11 +35,11 @@ use tracing::{info, warn};
 use crate::api::mig_node::{MIGNode, MIGNodeSpec, MIGNodeStatus};
 use crate::api::names;
 use crate::runtime::{Clients, Ready};
-pub use metrics::Metrics;
 use handoff::Handoff;
 use handoff::kubelet::book::SharedBook;
 use handoff::kubelet::{Folders, Kubelet};
 use handoff::stand_in::{self, StandIn};
+pub use metrics::Metrics;
 use nvml::{Driver, Events, OpenError};
 use state::{Agent, Means, Message};
 

@@ -357,7 +357,8 @@ impl Agent {
     fn note_holders(&mut self) {
         let mut processes = BTreeMap::new();
         for (place, instance) in self.gpus.whole() {
-            processes.extend(self.gpus.process(&place.gpu, instance.id).map(|process| (place.clone(), process)));
+            processes
+                .extend(self.gpus.process(&place.gpu, instance.id).map(|process| (place.clone(), process)));
         }
         let book = self.book.clone();
         let (handoff, remake) = (&self.handoff, self.remake_after_use);
@@ -500,7 +501,10 @@ impl Agent {
                 slices.iter().all(|slice| {
                     view.unusable.is_some()
                         || view.broken.is_some()
-                        || view.instances.iter().any(|i| i.slice == *slice && (i.compute.is_some() || !i.ours))
+                        || view
+                            .instances
+                            .iter()
+                            .any(|i| i.slice == *slice && (i.compute.is_some() || !i.ours))
                         || view.failures.iter().any(|f| f.operation.slice() == slice)
                 })
             })

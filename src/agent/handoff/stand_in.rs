@@ -240,8 +240,7 @@ mod tests {
     fn after_a_restart_each_pod_has_the_slice_that_it_had() {
         let free = Vec::from([place(0, 0, "1g.10gb"), place(0, 1, "1g.10gb")]);
         let names = ["team/b", "team/a"];
-        let before =
-            free.iter().zip(names).map(|(p, n)| (p.clone(), n.to_owned())).collect();
+        let before = free.iter().zip(names).map(|(p, n)| (p.clone(), n.to_owned())).collect();
         let pods = [pod("a", "1g.10gb", 1), pod("b", "1g.10gb", 1)].into();
         let mut bindings = Bindings::default();
         bindings.restore(&pods, &before);

@@ -33,8 +33,8 @@ use holds::{Questions, Verdict};
 use plugin::{Allocator, Lists};
 use registrar::Registrar;
 pub use registrar::Registration;
-pub use resources::{ResourcesError, Seen};
 use resources::Resources;
+pub use resources::{ResourcesError, Seen};
 
 /// Pauses between looks while something is awaited, and the rest between looks while pods have slices. A look is two requests
 /// of the hundred a second that the kubelet answers, of which it answers ten in one go.
@@ -251,7 +251,8 @@ impl Kubelet {
             let seen = self.seen.as_ref()?;
             Some(seen.healthy.get(profile).unwrap_or(&nothing))
         };
-        let settled = |profile: &&ProfileName| self.registered && acknowledged(profile) == healthy.get(profile);
+        let settled =
+            |profile: &&ProfileName| self.registered && acknowledged(profile) == healthy.get(profile);
         let allocatable = |profile: &ProfileName| {
             let count = acknowledged(profile).map_or(0, BTreeSet::len).min(healthy[profile].len());
             u32::try_from(count).unwrap_or(u32::MAX)

@@ -11,12 +11,12 @@ use slicegate_core::geometry::Place;
 use slicegate_core::profile::ProfileName;
 use slicegate_core::tokens::Token;
 use slicegate_kubelet_api::device_plugin::{
-    self as api, AllocateRequest, AllocateResponse, CdiDevice, ContainerAllocateResponse, Device, DevicePlugin,
-    DevicePluginOptions, Empty, ListAndWatchResponse, PreStartContainerRequest, PreStartContainerResponse,
-    PreferredAllocationRequest, PreferredAllocationResponse,
+    self as api, AllocateRequest, AllocateResponse, CdiDevice, ContainerAllocateResponse, Device,
+    DevicePlugin, DevicePluginOptions, Empty, ListAndWatchResponse, PreStartContainerRequest,
+    PreStartContainerResponse, PreferredAllocationRequest, PreferredAllocationResponse,
 };
 use slicegate_kubelet_api::tonic::{self, Request, Response, Status};
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 use tokio::task::spawn_blocking;
 use tokio_stream::wrappers::WatchStream;
 use tracing::{info, warn};
@@ -143,14 +143,31 @@ pub struct Plugin {
     profile: ProfileName,
     lists: Lists,
     allocator: Arc<Allocator>,
-    /// Woken when the kubelet stops following the list.
-    left: Arc<Notify>,
+    leave: Leave,
+}
+
+/// Where to tell that the kubelet has stopped following a list: the profile and the number of its plugin.
+#[derive(Clone)]
+pub struct Leave {
+    /// The profile.
+    pub profile: ProfileName,
+    /// The plugin.
+    pub number: u64,
+    /// Where to.
+    pub left: mpsc::UnboundedSender<(ProfileName, u64)>,
+}
+
+impl Drop for Followed {
+    fn drop(&mut self) {
+        // Nobody listens any more when the plugin has been given up.
+        let _ = self.leave.left.send((self.leave.profile.clone(), self.leave.number));
+    }
 }
 
 impl Plugin {
     /// The plugin of `profile`.
-    pub fn new(profile: ProfileName, lists: Lists, allocator: Arc<Allocator>, left: Arc<Notify>) -> Self {
-        Self { profile, lists, allocator, left }
+    pub fn new(profile: ProfileName, lists: Lists, allocator: Arc<Allocator>, leave: Leave) -> Self {
+        Self { profile, lists, allocator, leave }
     }
 }
 
@@ -168,7 +185,7 @@ impl DevicePlugin for Plugin {
     async fn list_and_watch(&self, _: Request<Empty>) -> Result<Response<Followed>, Status> {
         let lists = WatchStream::new(self.lists.follow(&self.profile));
         let answers = lists.map(|devices| Ok(ListAndWatchResponse { devices }));
-        Ok(Response::new(Followed { answers: answers.boxed(), left: self.left.clone() }))
+        Ok(Response::new(Followed { answers: answers.boxed(), leave: self.leave.clone() }))
     }
 
     async fn get_preferred_allocation(
@@ -178,7 +195,10 @@ impl DevicePlugin for Plugin {
         Ok(Response::new(PreferredAllocationResponse::default()))
     }
 
-    async fn allocate(&self, request: Request<AllocateRequest>) -> Result<Response<AllocateResponse>, Status> {
+    async fn allocate(
+        &self,
+        request: Request<AllocateRequest>,
+    ) -> Result<Response<AllocateResponse>, Status> {
         let mut container_responses = Vec::new();
         for container in request.into_inner().container_requests {
             let response = self.allocator.allocate(&container.device_ids).await;
@@ -200,7 +220,7 @@ impl DevicePlugin for Plugin {
 /// A list as the kubelet follows it. Its end is told: until it is followed again, the kubelet gives no device to anybody.
 pub struct Followed {
     answers: Pin<Box<dyn Stream<Item = Result<ListAndWatchResponse, Status>> + Send>>,
-    left: Arc<Notify>,
+    leave: Leave,
 }
 
 impl Stream for Followed {
@@ -208,11 +228,5 @@ impl Stream for Followed {
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         self.answers.poll_next_unpin(context)
-    }
-}
-
-impl Drop for Followed {
-    fn drop(&mut self) {
-        self.left.notify_one();
     }
 }

@@ -21,13 +21,16 @@ use tokio::task::AbortHandle;
 use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
 
-use super::plugin::{Allocator, Lists, Plugin};
+use super::plugin::{Allocator, Leave, Lists, Plugin};
 use crate::agent::state::Message;
 
 /// Pause after the kubelet would not take a registration.
 const PAUSE: Duration = Duration::from_millis(100);
-/// Pause before plugins are registered again that the kubelet has lost sight of.
+/// Pause before everything is registered with another kubelet.
 const BREATH: Duration = Duration::from_millis(10);
+/// Pause before a plugin is registered again of which the same kubelet has lost sight: the end of the old stream disconnects
+/// whoever is registered by then (`devicemanager/manager.go`, PluginDisconnected).
+const ASIDE: Duration = Duration::from_millis(250);
 /// How long a registration may take. The kubelet calls back before it answers.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// A look at the folder in any case, for what was not told.
@@ -93,6 +96,8 @@ pub struct Registrar {
 /// A plugin that is served.
 struct Served {
     server: AbortHandle,
+    /// Counts them, so that the end of an old one is not taken for that of a new one.
+    number: u64,
 }
 
 impl Drop for Served {
@@ -137,29 +142,43 @@ impl Registrar {
         changes.watches().add(&self.folder, mask).map_err(watched)?;
         let mut changes = changes.into_event_stream([0; 4096]).map_err(watched)?;
         let kubelet = self.folder.join(KUBELET_SOCKET);
-        let left = Arc::new(Notify::new());
+        let (left, mut leaving) = mpsc::unbounded_channel();
         let mut served: BTreeMap<ProfileName, Served> = BTreeMap::new();
         let known = identity(&kubelet);
         // Before the plugins' sockets are made: a kubelet that starts deletes them.
         if let Err(error) = UnixStream::connect(&kubelet).await {
             return Err(RegisterError::NoKubelet { path: kubelet, reason: error.to_string() });
         }
+        let mut number = 0;
         loop {
-            let fresh: Vec<_> = self.lists.profiles().into_iter().filter(|p| !served.contains_key(p)).collect();
+            let fresh: Vec<_> =
+                self.lists.profiles().into_iter().filter(|p| !served.contains_key(p)).collect();
             for profile in fresh {
-                let plugin = self.serve_one(&profile, &left)?;
+                number += 1;
+                let leave = Leave { profile: profile.clone(), number, left: left.clone() };
+                let plugin = self.serve_one(&profile, leave)?;
                 self.register(&kubelet, &profile).await?;
                 served.insert(profile, plugin);
             }
-            if !served.is_empty() && self.messages.send(Message::Registration(Registration::Registered)).await.is_err() {
+            if !served.is_empty()
+                && self.messages.send(Message::Registration(Registration::Registered)).await.is_err()
+            {
                 return Ok(());
             }
             loop {
                 tokio::select! {
                     () = self.more.notified() => break,
-                    () = left.notified() => {
-                        info!("the kubelet has stopped following; registering again");
-                        return Ok(());
+                    Some((profile, number)) = leaving.recv() => {
+                        if served.get(&profile).is_none_or(|plugin| plugin.number != number) {
+                            continue;
+                        }
+                        info!(%profile, "the kubelet has stopped following");
+                        let _ = self.messages.send(Message::Registration(Registration::Lost)).await;
+                        sleep(ASIDE).await;
+                        served.remove(&profile);
+                        if identity(&kubelet) == known {
+                            break;
+                        }
                     }
                     _ = changes.next() => {}
                     () = sleep(REST) => {}
@@ -173,12 +192,13 @@ impl Registrar {
         }
     }
 
-    fn serve_one(&self, profile: &ProfileName, left: &Arc<Notify>) -> Result<Served, RegisterError> {
+    fn serve_one(&self, profile: &ProfileName, leave: Leave) -> Result<Served, RegisterError> {
+        let number = leave.number;
         let listener = socket::listen(&self.folder.join(endpoint(profile)))?;
-        let plugin = Plugin::new(profile.clone(), self.lists.clone(), self.allocator.clone(), left.clone());
+        let plugin = Plugin::new(profile.clone(), self.lists.clone(), self.allocator.clone(), leave);
         let routes = Routes::new(DevicePluginServer::new(plugin));
         let server = tokio::spawn(socket::serve(listener, routes, std::future::pending()));
-        Ok(Served { server: server.abort_handle() })
+        Ok(Served { server: server.abort_handle(), number })
     }
 
     async fn register(&self, kubelet: &Path, profile: &ProfileName) -> Result<(), RegisterError> {
@@ -193,7 +213,10 @@ impl Registrar {
         match timeout(PATIENCE, RegistrationClient::new(channel).register(request)).await {
             Ok(Ok(_)) => Ok(()),
             Ok(Err(status)) if status.code() == slicegate_kubelet_api::tonic::Code::Unavailable => {
-                Err(RegisterError::NoKubelet { path: kubelet.to_owned(), reason: status.message().to_owned() })
+                Err(RegisterError::NoKubelet {
+                    path: kubelet.to_owned(),
+                    reason: status.message().to_owned(),
+                })
             }
             Ok(Err(status)) => Err(RegisterError::Refused { resource, reason: status.message().to_owned() }),
             Err(_) => {

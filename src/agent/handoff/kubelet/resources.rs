@@ -28,7 +28,9 @@ const WHOLE_GPU: &str = "nvidia.com/gpu";
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ResourcesError {
     /// There is no server.
-    #[error("the kubelet does not serve PodResources on {socket}: {reason}; the folder must be mounted into the agent (hostPath)")]
+    #[error(
+        "the kubelet does not serve PodResources on {socket}: {reason}; the folder must be mounted into the agent (hostPath)"
+    )]
     Unavailable {
         /// The socket.
         socket: String,
@@ -115,8 +117,12 @@ impl Resources {
     pub async fn look(&self) -> Result<Seen, ResourcesError> {
         let begun = Instant::now();
         let mut client = self.client.clone();
-        let allocatable =
-            self.answer("GetAllocatableResources", client.get_allocatable_resources(AllocatableResourcesRequest {})).await?;
+        let allocatable = self
+            .answer(
+                "GetAllocatableResources",
+                client.get_allocatable_resources(AllocatableResourcesRequest {}),
+            )
+            .await?;
         let listed = self.answer("List", client.list(ListPodResourcesRequest {})).await?;
         let mut seen = Seen {
             begun,
@@ -167,7 +173,9 @@ impl Resources {
         };
         let reason = status.message().to_owned();
         Err(match status.code() {
-            Code::Unavailable => ResourcesError::Unavailable { socket: self.socket.display().to_string(), reason },
+            Code::Unavailable => {
+                ResourcesError::Unavailable { socket: self.socket.display().to_string(), reason }
+            }
             Code::ResourceExhausted => ResourcesError::Exhausted { call, reason },
             _ => ResourcesError::Refused { call, reason },
         })
