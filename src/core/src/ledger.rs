@@ -5,8 +5,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::geometry::{Mask, Model, Slice};
+use crate::hands::{self, Hands};
 use crate::id::{Attempt, GpuUuid, NodeName, PodSetName, WorkloadKey, WorkloadUid};
-use crate::node::{Claim, Hold, MigNode, NodeSpec, SliceState};
+use crate::node::{Claim, Hold, MigNode, NodeSpec, ObservedSlice, SliceState};
 use crate::placement::{self, Cost};
 use crate::profile::ProfileName;
 use crate::resources::Resources;
@@ -29,6 +30,8 @@ struct Slot {
     slice: Slice,
     origin: Origin,
     observed: Option<(SliceState, Timestamp)>,
+    /// Whether somebody holds it, even if it is broken: its room is not free.
+    held: bool,
 }
 
 impl Slot {
@@ -104,16 +107,23 @@ pub struct Ledger {
     gpus: BTreeMap<GpuUuid, GpuBook>,
     claims: Vec<Claim>,
     holds: Vec<Hold>,
+    /// Whether each slice is made anew after every pod that had it.
+    pub remake_after_use: bool,
     claimed: BTreeMap<ProfileName, u32>,
+    /// In whose hands the slices are that are in use.
+    in_use: Arc<[(ProfileName, Hands)]>,
+    /// How many of them no claim can count on.
+    taken: BTreeMap<ProfileName, u32>,
     free: Resources,
 }
 
 impl Ledger {
-    /// Opens the book of a node: `mig` with `free`, which is what bound pods leave of the node's resources.
+    /// Opens the book of a node: `mig` with `free`, which is what bound pods leave of the node's resources. `hands` says for
+    /// each slice that the agent reports, in its order, whose it is.
     ///
     /// What `spec` wants but cannot be (unknown GPU or profile, illegal place, overlap, in the way of a foreign instance)
     /// is left out, and what a pod holds though `spec` does not want it is taken back in.
-    pub fn open(now: Timestamp, name: &NodeName, mig: &MigNode, free: Resources) -> Self {
+    pub fn open(now: Timestamp, name: &NodeName, mig: &MigNode, free: Resources, hands: &[Hands]) -> Self {
         let mut gpus: BTreeMap<GpuUuid, GpuBook> = mig
             .gpus
             .iter()
@@ -127,28 +137,49 @@ impl Ledger {
                 (uuid.clone(), book)
             })
             .collect();
-        let mut enter = |uuid: &GpuUuid, slice: &Slice, origin, observed| {
-            let Some(book) = gpus.get_mut(uuid) else { return };
+        let mut enter = |uuid: &GpuUuid, slice: &Slice, origin, observed: Option<&ObservedSlice>| {
+            let Some(book) = gpus.get_mut(uuid) else { return false };
             // A foreign instance is there, whether or not our tables know how.
-            if origin == Origin::Foreign || book.model.check(slice, book.slices(|_| true)).is_ok() {
-                book.slots.push(Slot { slice: slice.clone(), origin, observed });
+            let fits = origin == Origin::Foreign || book.model.check(slice, book.slices(|_| true)).is_ok();
+            if fits {
+                book.slots.push(Slot {
+                    slice: slice.clone(),
+                    origin,
+                    observed: observed.map(|o| (o.state, o.since)),
+                    held: observed.is_some_and(|o| o.state == SliceState::InUse || o.holder.is_some()),
+                });
             }
+            fits
         };
+        let mut in_use = Vec::new();
         // In this order, so that of two that exclude each other the one that cannot go away stays.
         for (uuid, slice) in &mig.foreign {
             enter(uuid, slice, Origin::Foreign, None);
         }
-        for o in mig.slices.iter().filter(|o| o.state == SliceState::InUse) {
-            enter(&o.gpu, &o.slice, Origin::Declared, Some((o.state, o.since)));
+        let unknown = std::iter::repeat(&Hands::Unknown);
+        for (o, hands) in mig.slices.iter().zip(hands.iter().chain(unknown)) {
+            let declared = || mig.spec.gpus.get(&o.gpu).is_some_and(|slices| slices.contains(&o.slice));
+            match o.state {
+                SliceState::InUse => {
+                    if enter(&o.gpu, &o.slice, Origin::Declared, Some(o)) {
+                        in_use.push((o.slice.profile.clone(), hands.clone()));
+                    }
+                }
+                SliceState::Failed if o.holder.is_some() => {
+                    let origin = if declared() { Origin::Declared } else { Origin::Leaving };
+                    enter(&o.gpu, &o.slice, origin, Some(o));
+                }
+                _ => {}
+            }
         }
         for (uuid, slices) in &mig.spec.gpus {
             for slice in slices {
                 let observed = mig.slices.iter().find(|o| o.gpu == *uuid && o.slice == *slice);
-                enter(uuid, slice, Origin::Declared, observed.map(|o| (o.state, o.since)));
+                enter(uuid, slice, Origin::Declared, observed);
             }
         }
         for o in &mig.slices {
-            enter(&o.gpu, &o.slice, Origin::Leaving, Some((o.state, o.since)));
+            enter(&o.gpu, &o.slice, Origin::Leaving, Some(o));
         }
         let holds: Vec<Hold> = mig.spec.holds.iter().filter(|h| h.until > now).cloned().collect();
         for hold in &holds {
@@ -156,11 +187,22 @@ impl Ledger {
                 book.held = book.held.with(hold.mask());
             }
         }
-        let mut ledger =
-            Self { name: name.clone(), gpus, claims: Vec::new(), holds, claimed: BTreeMap::new(), free };
+        let mut claimed: BTreeMap<ProfileName, u32> = BTreeMap::new();
         for claim in &mig.spec.claims {
-            ledger.enter_claim(claim.clone());
+            *claimed.entry(claim.profile.clone()).or_default() += claim.slices;
         }
+        let mut ledger = Self {
+            name: name.clone(),
+            gpus,
+            claims: mig.spec.claims.clone(),
+            holds,
+            remake_after_use: mig.spec.remake_after_use,
+            claimed,
+            in_use: in_use.into(),
+            taken: BTreeMap::new(),
+            free,
+        };
+        ledger.note_taken();
         ledger
     }
 
@@ -181,7 +223,13 @@ impl Ledger {
                 .collect(),
             claims: self.claims.clone(),
             holds: self.holds.clone(),
+            remake_after_use: self.remake_after_use,
         }
+    }
+
+    /// Slices by profile that are in use and that no claim can count on.
+    pub fn taken(&self) -> &BTreeMap<ProfileName, u32> {
+        &self.taken
     }
 
     /// The claims.
@@ -218,6 +266,7 @@ impl Ledger {
                 *count = count.saturating_sub(claim.slices);
             }
         }
+        self.note_taken();
         dropped
     }
 
@@ -248,10 +297,14 @@ impl Ledger {
             .map(|(p, _)| p.clone())
             .collect();
         for book in self.gpus.values_mut() {
-            book.slots.retain(|slot| {
-                !(slot.origin == Origin::Declared
+            book.slots.retain_mut(|slot| {
+                let goes = slot.origin == Origin::Declared
                     && slot.is(SliceState::Failed)
-                    && !short_of.contains(&slot.slice.profile))
+                    && !short_of.contains(&slot.slice.profile);
+                if goes {
+                    slot.origin = Origin::Leaving;
+                }
+                !goes || slot.held
             });
         }
         short
@@ -312,6 +365,7 @@ impl Ledger {
                 }),
             }
         }
+        self.note_taken();
     }
 
     /// Lets go of slices that nobody has claimed and that have been idle for `retention`. Returns when the next will be.
@@ -349,13 +403,13 @@ impl Ledger {
         }
         book.claims.clear();
         book.claimed.clear();
+        (book.in_use, book.taken) = (Arc::default(), BTreeMap::new());
         book.free = allocatable;
         book
     }
 
-    fn enter_claim(&mut self, claim: Claim) {
-        *self.claimed.entry(claim.profile.clone()).or_default() += claim.slices;
-        self.claims.push(claim);
+    fn note_taken(&mut self) {
+        self.taken = hands::taken(self.in_use.iter().map(|(profile, hands)| (profile, hands)), &self.claims);
     }
 
     fn claimed(&self, profile: &ProfileName) -> u32 {
@@ -368,12 +422,25 @@ impl Ledger {
         u32::try_from(count).unwrap_or(u32::MAX)
     }
 
+    /// Slices that claims can count on.
     fn counted(&self, profile: &ProfileName) -> u32 {
-        self.count(profile, Slot::counts)
+        self.count(profile, Slot::counts).saturating_sub(self.out_of_reach(profile))
     }
 
+    /// Those of them that are made.
     fn whole(&self, profile: &ProfileName) -> u32 {
-        self.count(profile, |slot| slot.origin == Origin::Declared && slot.whole())
+        let whole = self.count(profile, |slot| slot.origin == Origin::Declared && slot.whole());
+        whole.saturating_sub(self.out_of_reach(profile))
+    }
+
+    /// Those of them that are in somebody's hands.
+    fn held(&self, profile: &ProfileName) -> u32 {
+        let in_use = self.count(profile, |slot| slot.is(SliceState::InUse));
+        in_use.saturating_sub(self.out_of_reach(profile))
+    }
+
+    fn out_of_reach(&self, profile: &ProfileName) -> u32 {
+        self.taken.get(profile).copied().unwrap_or(0)
     }
 
     fn broken(&self, profile: &ProfileName) -> u32 {
@@ -382,14 +449,12 @@ impl Ledger {
 
     /// How many slices of the profile could be taken away without a claim or a holder noticing.
     fn spare(&self, profile: &ProfileName) -> u32 {
-        let in_use = self.count(profile, |slot| slot.is(SliceState::InUse));
-        self.counted(profile).saturating_sub(self.claimed(profile).max(in_use))
+        self.counted(profile).saturating_sub(self.claimed(profile).max(self.held(profile)))
     }
 
     /// How many whole ones could be taken away: one that is still to be made is no substitute for what was promised.
     fn spare_whole(&self, profile: &ProfileName) -> u32 {
-        let in_use = self.count(profile, |slot| slot.is(SliceState::InUse));
-        self.whole(profile).saturating_sub(self.claimed(profile).max(in_use))
+        self.whole(profile).saturating_sub(self.claimed(profile).max(self.held(profile)))
     }
 
     fn largest_first(&self, slices: &BTreeMap<ProfileName, u32>) -> Result<Vec<(ProfileName, u32)>, NoFit> {
@@ -429,7 +494,7 @@ impl Ledger {
             displaced += u32::from(goes && slot.origin == Origin::Declared);
             !goes
         });
-        book.slots.push(Slot { slice, origin: Origin::Declared, observed: None });
+        book.slots.push(Slot { slice, origin: Origin::Declared, observed: None, held: false });
         Some((displaced, cost))
     }
 

@@ -4,6 +4,7 @@
 //! * [`profile`], [`geometry`]: what a GPU model can be cut into.
 //! * [`placement`]: where on a GPU a slice does the least harm.
 //! * [`node`], [`workload`]: the world as a decision sees it.
+//! * [`hands`]: which slices in use are out of the reach of all claims.
 //! * [`ledger`]: one node's slices, claims and free resources, and what fits on it.
 //! * [`plan`]: the controller's decision.
 //! * [`agent`]: the node agent's decision.
@@ -12,6 +13,7 @@
 pub mod agent;
 pub mod constraints;
 pub mod geometry;
+pub mod hands;
 pub mod id;
 pub mod ledger;
 pub mod node;

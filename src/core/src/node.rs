@@ -60,6 +60,8 @@ pub struct MigNode {
     pub busy: bool,
     /// Since when the agent has not caught up with `spec` (`status.observedGeneration`); `None` when it has.
     pub lagging_since: Option<Timestamp>,
+    /// Whether the agent says that it can make slices: not condition `Ready` `False`.
+    pub ready: bool,
     /// The GPUs that the agent reports.
     pub gpus: BTreeMap<GpuUuid, Gpu>,
     /// The slices that the agent reports.
@@ -92,6 +94,20 @@ pub enum SliceState {
     Failed,
 }
 
+/// What holds a slice, as its agent knows it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Holder {
+    /// A pod.
+    Pod {
+        /// Its namespace.
+        namespace: Arc<str>,
+        /// Its name.
+        name: Arc<str>,
+    },
+    /// A process, by its id on the node, though no pod is known to hold the slice.
+    Process(u32),
+}
+
 /// A slice as the agent reports it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ObservedSlice {
@@ -101,8 +117,21 @@ pub struct ObservedSlice {
     pub slice: Slice,
     /// Its state.
     pub state: SliceState,
-    /// Since when it has that state.
+    /// Since when it has that state; of one that a process holds without a pod, since when that has been seen.
     pub since: Timestamp,
+    /// What holds it; `None` when nothing does, or the agent does not say.
+    pub holder: Option<Holder>,
+    /// Whether its pod got it by a name that is no longer valid, and must be deleted to go on.
+    pub restart_pod: bool,
+    /// Why it is Failed, in the agent's words.
+    pub message: Option<Arc<str>>,
+}
+
+impl ObservedSlice {
+    /// A slice of which no more is known than its state.
+    pub fn new(gpu: GpuUuid, slice: Slice, state: SliceState, since: Timestamp) -> Self {
+        Self { gpu, slice, state, since, holder: None, restart_pod: false, message: None }
+    }
 }
 
 /// `MIGNode` `spec`: the geometry wanted, and who may use it.
@@ -114,6 +143,8 @@ pub struct NodeSpec {
     pub claims: Vec<Claim>,
     /// Room kept free.
     pub holds: Vec<Hold>,
+    /// Whether each slice is made anew after every pod that had it.
+    pub remake_after_use: bool,
 }
 
 /// The right of a pod set's pods on this node to slices of one profile. A count, not an identity: the kubelet hands any

@@ -84,13 +84,15 @@ pub struct Policy {
     pub max_hold: std::time::Duration,
     /// Which nodes the check may use, beyond what flavors and pods say.
     pub nodes: Constraints,
+    /// Whether slices of these nodes may go from one pod to the next as they are.
+    pub reuse: bool,
 }
 
 impl Default for Policy {
     /// That of a check without parameters; the API's defaults (`SlicePolicy`).
     fn default() -> Self {
         let seconds = std::time::Duration::from_secs;
-        Self { hold: seconds(60), max_hold: seconds(960), nodes: Constraints::default() }
+        Self { hold: seconds(60), max_hold: seconds(960), nodes: Constraints::default(), reuse: true }
     }
 }
 
@@ -129,6 +131,12 @@ impl Workload {
     /// Whether it still has a right to what it has claimed: quota, and work to do.
     pub fn entitled(&self) -> bool {
         self.reservation.is_some() && !self.finished
+    }
+
+    /// What one of its pod sets asks for, while it has quota and that is known.
+    pub fn demand_of(&self, pod_set: &PodSetName) -> Option<&PodSetDemand> {
+        let Demand::Slices(pod_sets) = &self.reservation.as_ref()?.demand else { return None };
+        pod_sets.iter().find(|p| p.name == *pod_set)
     }
 
     /// The reservation, when the moment is right to act on it and to write check states (rules 1 and 4).

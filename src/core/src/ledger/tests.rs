@@ -23,6 +23,7 @@ fn mig(models: &[Model]) -> MigNode {
         spec: NodeSpec::default(),
         busy: false,
         lagging_since: None,
+        ready: true,
         gpus: gpus.map(|(i, m)| (gpu(i), Gpu { model: Arc::new(m.clone()), usable: true })).collect(),
         slices: Vec::new(),
         foreign: Vec::new(),
@@ -30,7 +31,7 @@ fn mig(models: &[Model]) -> MigNode {
 }
 
 fn observed(slice: &Slice, state: SliceState) -> ObservedSlice {
-    ObservedSlice { gpu: gpu(0), slice: slice.clone(), state, since: NOW }
+    ObservedSlice::new(gpu(0), slice.clone(), state, NOW)
 }
 
 /// Declares slices on the first GPU, in a state.
@@ -66,7 +67,7 @@ fn demand(slices: &[(&str, u32)]) -> PodSetDemand {
 }
 
 fn open(mig: &MigNode) -> Ledger {
-    Ledger::open(NOW, &"n0".into(), mig, [("cpu", 8000)].into_iter().collect())
+    Ledger::open(NOW, &"n0".into(), mig, [("cpu", 8000)].into_iter().collect(), &[])
 }
 
 fn declared(book: &Ledger) -> Vec<Slice> {

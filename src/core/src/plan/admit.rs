@@ -11,15 +11,21 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::holders::wanted;
 use super::{Action, Pass};
+use crate::hands::{self, Hands};
 use crate::id::{Attempt, NodeName, PodSetName, WorkloadUid};
-use crate::node::{MigNode, Node, SliceState};
+use crate::ledger::Ledger;
+use crate::node::{Node, ObservedSlice, SliceState};
 use crate::profile::ProfileName;
 use crate::time::Timestamp;
 use crate::workload::{Check, CheckState, Demand, PodSetDemand, Policy, Reservation, Workload};
 
 /// What Ready says: it never changes while the check stays Ready.
 pub const READY: &str = "Slices reserved and ready.";
+
+/// What somebody without a claim has done to a workload that waits.
+const TAKEN: &str = "A pod past the queue, or a process that outlived its pod, took a slice reserved";
 
 impl Pass<'_> {
     pub(super) fn admit(&mut self) {
@@ -60,17 +66,17 @@ impl Pass<'_> {
         if let Err(obstacle) = self.place(workload, &reservation.attempt, demand, &policy) {
             return self.turn_away(workload, reservation, &policy, passed, &obstacle.0);
         }
-        if self.schedulable(workload, reservation, demand, promised) {
+        if self.schedulable(workload, reservation, demand, passed, promised) {
             let label: Vec<PodSetName> = demand.iter().map(|p| p.name.clone()).collect();
             for check in workload.checks.iter().filter(|c| c.state != CheckState::Ready) {
                 self.set_check(workload, check, CheckState::Ready, READY, &label);
             }
         } else if passed && !workload.admitted {
-            self.tell(
-                workload,
-                CheckState::Pending,
-                "A reserved slice was lost; waiting for it to be made again.",
-            );
+            let message = match self.robbed_on(workload, demand) {
+                Some(nodes) => format!("{TAKEN} on {nodes}; waiting for another to be made."),
+                None => "A reserved slice was lost; waiting for it to be made again.".to_owned(),
+            };
+            self.tell(workload, CheckState::Pending, &message);
         } else if !passed {
             self.wait_for_slices(workload, reservation, demand, &policy);
         }
@@ -171,12 +177,24 @@ impl Pass<'_> {
             );
         } else {
             self.recheck(until);
-            self.tell(
-                workload,
-                CheckState::Pending,
-                &format!("Slices reserved on {nodes}; waiting for the node agent to make them."),
-            );
+            let message = match self.robbed_on(workload, demand) {
+                Some(nodes) => format!("{TAKEN} on {nodes}; waiting for another to be made."),
+                None => format!("Slices reserved on {nodes}; waiting for the node agent to make them."),
+            };
+            self.tell(workload, CheckState::Pending, &message);
         }
+    }
+
+    /// The nodes on which slices like those that the workload has claimed there are held by somebody without a claim.
+    fn robbed_on(&self, workload: &Workload, demand: &[PodSetDemand]) -> Option<String> {
+        let robbed = |book: &&Ledger| {
+            demand.iter().any(|pod_set| {
+                book.pods_of(&workload.key.uid, &pod_set.name) > 0
+                    && pod_set.slices.keys().any(|profile| book.taken().contains_key(profile))
+            })
+        };
+        let nodes: Vec<&str> = self.books.values().filter(robbed).map(|book| book.name.as_str()).collect();
+        (!nodes.is_empty()).then(|| nodes.join(", "))
     }
 
     /// Since when the agents have been at work on what a workload claims.
@@ -204,6 +222,7 @@ impl Pass<'_> {
         workload: &Workload,
         reservation: &Reservation,
         demand: &[PodSetDemand],
+        passed: bool,
         promised: &mut Promised,
     ) -> bool {
         let mut mine: BTreeMap<(NodeName, ProfileName), u32> = BTreeMap::new();
@@ -236,12 +255,7 @@ impl Pass<'_> {
         let already = promised.to.contains(&me);
         let enough = mine.iter().all(|(place, slices)| {
             let others = promised.slices.get(place).copied().unwrap_or(0) - if already { *slices } else { 0 };
-            let there = self
-                .world
-                .nodes
-                .get(&place.0)
-                .and_then(|n| n.mig.as_ref())
-                .map_or(0, |m| usable(m, &place.1));
+            let there = self.usable(&place.0, &place.1, passed);
             others + slices <= there
         });
         if enough && !already {
@@ -251,6 +265,23 @@ impl Pass<'_> {
             }
         }
         enough
+    }
+
+    /// Slices of a profile that `spec` wants and pods can have: what the API server holds and the agent confirms, without those
+    /// that are taken. Those that a pod has not let go of yet are good enough to stay Ready, though not to become so.
+    fn usable(&self, name: &NodeName, profile: &ProfileName, passed: bool) -> u32 {
+        let Some(mig) = self.world.nodes.get(name).and_then(|n| n.mig.as_ref()) else { return 0 };
+        let in_use: Vec<(&ObservedSlice, &Hands)> =
+            self.in_use(name, mig).into_iter().filter(|(o, _)| o.slice.profile == *profile).collect();
+        let idle = mig
+            .slices
+            .iter()
+            .filter(|o| o.slice.profile == *profile && o.state == SliceState::Idle && wanted(mig, o));
+        let there =
+            in_use.iter().filter(|(_, hands)| passed || **hands != Hands::Leaving).count() + idle.count();
+        let taken = hands::taken(in_use.iter().map(|(_, hands)| (profile, *hands)), &mig.confirmed.claims);
+        let taken = taken.get(profile).copied().unwrap_or(0);
+        u32::try_from(there).unwrap_or(u32::MAX).saturating_sub(taken)
     }
 
     /// What Kueue has been told is ready, and what pods may still be using though their workload is over.
@@ -315,16 +346,4 @@ impl Pass<'_> {
 struct Promised {
     to: BTreeSet<(WorkloadUid, Attempt)>,
     slices: BTreeMap<(NodeName, ProfileName), u32>,
-}
-
-/// Slices of a profile that `spec` wants and pods can have: what the API server holds and the agent confirms.
-fn usable(mig: &MigNode, profile: &ProfileName) -> u32 {
-    let usable = mig.slices.iter().filter(|o| {
-        o.slice.profile == *profile
-            && matches!(o.state, SliceState::Idle | SliceState::InUse)
-            && [&mig.confirmed, &mig.spec]
-                .iter()
-                .all(|spec| spec.gpus.get(&o.gpu).is_some_and(|slices| slices.contains(&o.slice)))
-    });
-    u32::try_from(usable.count()).unwrap_or(u32::MAX)
 }

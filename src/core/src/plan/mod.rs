@@ -6,6 +6,8 @@
 //! world in which all of it has been done asks for nothing.
 
 mod admit;
+mod holders;
+mod notice;
 mod place;
 mod release;
 mod steer;
@@ -17,12 +19,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::hands::Hands;
 use crate::id::{Attempt, NodeName, PodSetName, PodUid, WorkloadKey, WorkloadUid};
 use crate::ledger::Ledger;
-use crate::node::{Claim, Node, NodeSpec, Version};
+use crate::node::{Claim, MigNode, Node, NodeSpec, Version};
+use crate::profile::ProfileName;
 use crate::resources::Resources;
 use crate::time::Timestamp;
-use crate::workload::{CheckState, Demand, Workload};
+use crate::workload::{CheckState, Policy, Workload};
+pub use notice::{Matter, Notice, Place, Subject};
 
 /// What the plan takes for granted.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,6 +38,8 @@ pub struct Limits {
     pub patience: Duration,
     /// How long a slice that nobody has claimed is kept.
     pub idle_retention: Duration,
+    /// How long a process may outlive its pod before the slice that it holds counts as taken.
+    pub lingering: Duration,
 }
 
 impl Default for Limits {
@@ -41,6 +48,7 @@ impl Default for Limits {
             agent_silence: Duration::from_secs(15),
             patience: Duration::from_secs(5),
             idle_retention: Duration::from_mins(5),
+            lingering: Duration::from_secs(5),
         }
     }
 }
@@ -107,8 +115,10 @@ pub struct Snapshot {
     pub pods: BTreeMap<PodUid, Pod>,
     /// Reservations that are over and for which `pods` is known to be as new as their end: see [`Action::Confirm`].
     pub confirmed: BTreeSet<(WorkloadUid, Attempt)>,
-    /// Pods that have been told why they stay gated.
-    pub told: BTreeSet<PodUid>,
+    /// What has been said already.
+    pub told: BTreeSet<Notice>,
+    /// The policies of all our AdmissionChecks; `None` for one that is missing or bad.
+    pub policies: Vec<Option<Policy>>,
 }
 
 /// Something to do, and the precondition under which it is right.
@@ -156,14 +166,17 @@ pub enum Action {
         /// Value of the node's hostname label.
         hostname: String,
     },
-    /// Tell a pod's owner why it stays gated.
+    /// Tell the readers of an object's Events something.
     Tell {
-        /// The pod.
-        pod: PodKey,
-        /// CamelCase reason.
-        reason: &'static str,
+        /// Whom and what.
+        notice: Notice,
         /// What is wrong and what to do.
         note: String,
+    },
+    /// Delete a pod that cannot go on, if it is still the same.
+    DeletePod {
+        /// The pod.
+        pod: PodKey,
     },
     /// Remove the MIGNode of a Node that is gone, if it is still the same object.
     DeleteNode {
@@ -181,6 +194,10 @@ pub struct Plan {
     pub actions: Vec<Action>,
     /// The next moment at which time alone changes the decision.
     pub recheck_at: Option<Timestamp>,
+    /// All that is worth telling now, told already or not: of what has passed, nothing need be remembered.
+    pub notices: BTreeSet<Notice>,
+    /// Slices by profile that are in use and that no claim can count on.
+    pub taken: BTreeMap<ProfileName, u32>,
 }
 
 /// Decides what to do next.
@@ -190,6 +207,7 @@ pub fn plan(now: Timestamp, world: &Snapshot, limits: &Limits) -> Plan {
     pass.mend();
     pass.admit();
     pass.steer();
+    pass.attend_to_holders();
     pass.expire_idle();
     pass.close()
 }
@@ -202,8 +220,12 @@ struct Pass<'a> {
     books: BTreeMap<NodeName, Ledger>,
     /// The live pods of each workload.
     live: BTreeMap<&'a WorkloadUid, Vec<&'a Pod>>,
+    /// Live pods by namespace and name.
+    named: BTreeMap<(&'a str, &'a str), &'a Pod>,
     /// Nodes by their hostname label.
     hosts: BTreeMap<&'a str, &'a NodeName>,
+    /// In whose hands each slice is that an agent reports.
+    hands: BTreeMap<NodeName, Vec<Hands>>,
     plan: Plan,
 }
 
@@ -215,10 +237,19 @@ impl<'a> Pass<'a> {
                 live.entry(workload).or_default().push(pod);
             }
         }
-        let named = |node: &'a Node| node.host.as_ref().map(|host| (host.hostname.as_str(), &node.name));
-        let hosts = world.nodes.values().filter_map(named).collect();
-        let mut pass =
-            Self { now, world, limits, books: BTreeMap::new(), live, hosts, plan: Plan::default() };
+        let live_pods = world.pods.values().filter(|pod| pod.live());
+        let hostname = |node: &'a Node| node.host.as_ref().map(|host| (host.hostname.as_str(), &node.name));
+        let mut pass = Self {
+            now,
+            world,
+            limits,
+            books: BTreeMap::new(),
+            live,
+            named: live_pods.map(|pod| ((&*pod.key.namespace, &*pod.key.name), pod)).collect(),
+            hosts: world.nodes.values().filter_map(hostname).collect(),
+            hands: BTreeMap::new(),
+            plan: Plan::default(),
+        };
         for node in world.nodes.values() {
             // Before its agent has reported, nothing can be said about a node's GPUs: its spec is left alone.
             let Some(mig) = node.mig.as_ref().filter(|mig| !mig.gpus.is_empty()) else { continue };
@@ -227,13 +258,26 @@ impl<'a> Pass<'a> {
                 free.add(&host.used, -1);
                 free
             });
-            let mut book = Ledger::open(now, &node.name, mig, free);
+            let hands = pass.find_hands(&node.name, mig);
+            let mut book = Ledger::open(now, &node.name, mig, free, &hands);
+            pass.hands.insert(node.name.clone(), hands);
+            book.remake_after_use = pass.remakes(node, mig);
             for (workload, pod_set) in claimants(&book) {
                 pass.charge(&mut book, node, &workload, &pod_set);
             }
             pass.books.insert(node.name.clone(), book);
         }
         pass
+    }
+
+    /// Whether slices of a node are made anew after each pod: as soon as one policy that applies there wants it. A policy that
+    /// cannot be read takes nothing back.
+    fn remakes(&self, node: &Node, mig: &MigNode) -> bool {
+        let Some(host) = &node.host else { return mig.spec.remake_after_use };
+        self.world.policies.iter().any(|policy| match policy {
+            Some(policy) => !policy.reuse && policy.nodes.select(node.name.as_str(), &host.traits),
+            None => mig.spec.remake_after_use,
+        })
     }
 
     /// Charges a book for the pods of a pod set that have a claim there and are not bound yet.
@@ -244,9 +288,7 @@ impl<'a> Pass<'a> {
     }
 
     fn requests(&self, workload: &WorkloadUid, pod_set: &PodSetName) -> Option<&'a Resources> {
-        let reservation = self.world.workloads.get(workload)?.reservation.as_ref()?;
-        let Demand::Slices(pod_sets) = &reservation.demand else { return None };
-        pod_sets.iter().find(|p| p.name == *pod_set).map(|p| &p.requests)
+        self.world.workloads.get(workload)?.demand_of(pod_set).map(|demand| &demand.requests)
     }
 
     /// Puts books right that claim more than is declared. What cannot be made good costs those claims that nothing runs on
@@ -266,7 +308,7 @@ impl<'a> Pass<'a> {
         }
     }
 
-    fn youngest_idle(&self, book: &Ledger, profile: &crate::profile::ProfileName) -> Option<WorkloadUid> {
+    fn youngest_idle(&self, book: &Ledger, profile: &ProfileName) -> Option<WorkloadUid> {
         book.claims()
             .iter()
             .filter(|claim| claim.profile == *profile && !self.has_live_pods(&claim.workload))

@@ -88,8 +88,9 @@ impl Pass<'_> {
             let Some(book) = self.books.get_mut(&node) else { continue };
             for _ in book.pods_of(&key.uid, &demand.name)..pods {
                 let mut with_pod = book.clone();
+                // The claim first: it covers what the pod holds, which would count as taken without it.
+                with_pod.claim_pod(key, attempt, demand);
                 if with_pod.take_slices(&demand.slices).is_ok() {
-                    with_pod.claim_pod(key, attempt, demand);
                     *book = with_pod;
                 }
             }
@@ -117,6 +118,12 @@ impl Pass<'_> {
             return Err(Obstacle(format!(
                 "No node with a MIGNode matches {}, the node selector and the node affinity of pod set {}.",
                 demand.flavors, demand.name
+            )));
+        }
+        if selected.iter().all(|(node, _)| node.mig.as_ref().is_none_or(|mig| !mig.ready)) {
+            return Err(Obstacle(format!(
+                "No node of {} has an agent that is ready; see condition Ready of the MIGNodes.",
+                demand.flavors
             )));
         }
         if let Some(profile) =
@@ -149,11 +156,12 @@ impl Pass<'_> {
         Ok(usable)
     }
 
-    /// Whether new claims may go to a node: it is there and ready, and its agent keeps up.
+    /// Whether new claims may go to a node: it is there and ready, and its agent can make slices and keeps up.
     pub(super) fn fit_for_use(&self, node: &Node) -> bool {
         node.host.as_ref().is_some_and(|host| host.ready)
             && node.mig.as_ref().is_some_and(|mig| {
-                mig.lagging_since.is_none_or(|since| self.now - since < self.limits.agent_silence)
+                mig.ready
+                    && mig.lagging_since.is_none_or(|since| self.now - since < self.limits.agent_silence)
             })
     }
 
@@ -174,10 +182,21 @@ impl Pass<'_> {
                 demand.flavors
             )),
             _ => Obstacle(format!(
-                "Waiting for free slices: no node of {} has room for another pod with {asked}.",
-                demand.flavors
+                "Waiting for free slices: no node of {} has room for another pod with {asked}.{}",
+                demand.flavors,
+                if self.are_taken(demand, nodes) {
+                    " Slices there are held past the queue; see the events SliceTaken of the MIGNodes."
+                } else {
+                    ""
+                }
             )),
         }
+    }
+
+    /// Whether slices that the pod set asks for are held on one of the nodes by somebody without a claim.
+    fn are_taken(&self, demand: &PodSetDemand, nodes: &[NodeName]) -> bool {
+        let books = nodes.iter().filter_map(|name| self.books.get(name));
+        books.into_iter().any(|book| demand.slices.keys().any(|profile| book.taken().contains_key(profile)))
     }
 
     /// How many pods of the pod set the nodes would hold with nothing else on them, counting no further than asked.

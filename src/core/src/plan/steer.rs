@@ -2,11 +2,15 @@
 
 use std::collections::BTreeMap;
 
+use super::holders::wanted;
+use super::notice::{Matter, Subject};
 use super::{Action, Pass, Pod};
 use crate::id::{NodeName, PodSetName, WorkloadUid};
-use crate::workload::{CheckState, Workload};
+use crate::node::{MigNode, Node, SliceState};
+use crate::profile::ProfileName;
+use crate::workload::{CheckState, PodSetDemand, Workload};
 
-impl Pass<'_> {
+impl<'a> Pass<'a> {
     pub(super) fn steer(&mut self) {
         let mut here: BTreeMap<(WorkloadUid, PodSetName, NodeName), u32> = BTreeMap::new();
         for pod in self.live.values().flatten() {
@@ -15,6 +19,7 @@ impl Pass<'_> {
                 *here.entry((workload.key.uid.clone(), pod_set, node)).or_default() += 1;
             }
         }
+        let mut outstanding = self.outstanding();
         for pod in self.world.pods.values() {
             if !pod.gated || pod.busy || pod.terminal || pod.deleting {
                 continue;
@@ -23,10 +28,13 @@ impl Pass<'_> {
                 self.explain(pod);
                 continue;
             };
-            let Some(node) = self.spare_claim(workload, &pod_set, &here) else { continue };
+            let Some(node) = self.spare_claim(workload, &pod_set, &here, &outstanding) else { continue };
             let hostname =
                 self.world.nodes.get(&node).and_then(|n| n.host.as_ref()).map(|h| h.hostname.clone());
             let Some(hostname) = hostname else { continue };
+            for (profile, count) in workload.demand_of(&pod_set).iter().flat_map(|demand| &demand.slices) {
+                *outstanding.entry((node.clone(), profile.clone())).or_default() += count;
+            }
             *here.entry((workload.key.uid.clone(), pod_set, node)).or_default() += 1;
             self.plan.actions.push(Action::Steer {
                 pod: pod.key.clone(),
@@ -37,7 +45,7 @@ impl Pass<'_> {
     }
 
     /// The workload and pod set of a pod: by its labels, or the only one that asks for slices.
-    fn belongs_to(&self, pod: &Pod) -> Option<(&Workload, PodSetName)> {
+    pub(super) fn belongs_to(&self, pod: &Pod) -> Option<(&'a Workload, PodSetName)> {
         let workload = self.world.workloads.get(pod.workload.as_ref()?)?;
         // The label is anybody's to write: a pod of another namespace has no part in the workload.
         if workload.key.namespace != pod.key.namespace {
@@ -52,22 +60,26 @@ impl Pass<'_> {
         Some((workload, pod_set))
     }
 
-    /// A node on which the pod set has a durable claim for one pod more than are there.
+    /// A node on which the pod set has a durable claim for one pod more than are there, and which has the slices for it.
     fn spare_claim(
         &self,
         workload: &Workload,
         pod_set: &PodSetName,
         here: &BTreeMap<(WorkloadUid, PodSetName, NodeName), u32>,
+        outstanding: &Outstanding,
     ) -> Option<NodeName> {
         let reservation =
             workload.reservation.as_ref().filter(|_| workload.entitled() && !workload.evicted)?;
         if !workload.checks.iter().all(|c| c.state == CheckState::Ready) {
             return None;
         }
+        let demand = workload.demand_of(pod_set)?;
         self.world.nodes.values().find_map(|node| {
             node.host.as_ref().filter(|host| host.ready)?;
-            let claims = &node.mig.as_ref()?.confirmed.claims;
-            let pods = claims
+            let mig = node.mig.as_ref()?;
+            let claimed = mig
+                .confirmed
+                .claims
                 .iter()
                 .filter(|c| {
                     c.workload.uid == workload.key.uid
@@ -76,8 +88,11 @@ impl Pass<'_> {
                 })
                 .map(|c| c.pods)
                 .min()?;
+            // A claim that has just been given up is not there any more.
+            let kept = self.books.get(&node.name).map_or(0, |book| book.pods_of(&workload.key.uid, pod_set));
             let place = (workload.key.uid.clone(), pod_set.clone(), node.name.clone());
-            (here.get(&place).copied().unwrap_or(0) < pods).then(|| node.name.clone())
+            let sent = here.get(&place).copied().unwrap_or(0);
+            (sent < claimed.min(kept) && has_idle(node, mig, demand, outstanding)).then(|| node.name.clone())
         })
     }
 
@@ -86,16 +101,32 @@ impl Pass<'_> {
         let workload = pod.workload.as_ref().and_then(|uid| self.world.workloads.get(uid));
         let is_strange = workload.is_some_and(|workload| workload.key.namespace != pod.key.namespace);
         let may_come = pod.queued || (pod.workload.is_some() && !is_strange);
-        if may_come || self.world.told.contains(&pod.key.uid) {
+        if may_come {
             return;
         }
-        self.plan.actions.push(Action::Tell {
-            pod: pod.key.clone(),
-            reason: "NotQueued",
-            note: format!(
+        let note = || {
+            format!(
                 "The pod asks for {resource} but did not come through a Kueue LocalQueue, so no slice is reserved for it and \
                  it stays gated. Set the label kueue.x-k8s.io/queue-name on its Job, Deployment or pod, and create it again."
-            ),
-        });
+            )
+        };
+        self.tell_once(Subject::Pod(pod.key.clone()), Matter::NotQueued, note);
     }
+}
+
+/// Slices of each profile that pods on each node are still to get.
+type Outstanding = BTreeMap<(NodeName, ProfileName), u32>;
+
+/// Whether a node has idle slices for one more pod, beside those that pods sent there before are still to get. A claim is no
+/// slice: one that broke or was taken has to be made good first, or the claim to be given up for one elsewhere.
+fn has_idle(node: &Node, mig: &MigNode, demand: &PodSetDemand, outstanding: &Outstanding) -> bool {
+    demand.slices.iter().all(|(profile, count)| {
+        let idle = mig
+            .slices
+            .iter()
+            .filter(|o| o.slice.profile == *profile && o.state == SliceState::Idle && wanted(mig, o))
+            .count();
+        let due = outstanding.get(&(node.name.clone(), profile.clone())).copied().unwrap_or(0);
+        u32::try_from(idle).unwrap_or(u32::MAX) >= due.saturating_add(*count)
+    })
 }

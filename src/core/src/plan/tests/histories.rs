@@ -34,6 +34,15 @@ enum Event {
     GeometryLost(usize),
     ClaimsLost(usize),
     NotReady(usize),
+    AgentNotReady(usize),
+    /// A pod that came past the queue takes a slice.
+    StrangerComes(usize, usize),
+    StrangersGo,
+    /// A pod is deleted by force, and a process of it may go on.
+    ForceDelete(usize, bool),
+    OrphansEnd,
+    /// A slice breaks in the hands of its pod.
+    Dies(usize),
     Cordon(usize),
     AllNodesWell,
     Wait(u64),
@@ -59,6 +68,12 @@ fn event() -> impl Strategy<Value = Event> {
         1 => some.clone().prop_map(Event::GeometryLost),
         1 => some.clone().prop_map(Event::ClaimsLost),
         1 => some.clone().prop_map(Event::NotReady),
+        1 => some.clone().prop_map(Event::AgentNotReady),
+        2 => (some.clone(), some.clone()).prop_map(|(node, what)| Event::StrangerComes(node, what)),
+        1 => Just(Event::StrangersGo),
+        2 => (some.clone(), any::<bool>()).prop_map(|(pod, lives)| Event::ForceDelete(pod, lives)),
+        1 => Just(Event::OrphansEnd),
+        1 => some.clone().prop_map(Event::Dies),
         1 => some.prop_map(Event::Cordon),
         1 => Just(Event::AllNodesWell),
         2 => (1..90_u64).prop_map(Event::Wait),
@@ -75,6 +90,7 @@ struct History {
     world: World,
     workloads: Vec<String>,
     pods: Vec<PodUid>,
+    strangers: Vec<PodUid>,
     /// Profiles that somebody may ask for: those that there are, and one that there is not.
     profiles: Vec<String>,
     claims_get_lost: bool,
@@ -91,7 +107,14 @@ impl History {
         let mut profiles: Vec<String> = offered.chain(["9g.99gb".to_owned()]).collect();
         profiles.sort();
         profiles.dedup();
-        Self { world, workloads: Vec::new(), pods: Vec::new(), profiles, claims_get_lost }
+        Self {
+            world,
+            workloads: Vec::new(),
+            pods: Vec::new(),
+            strangers: Vec::new(),
+            profiles,
+            claims_get_lost,
+        }
     }
 
     fn pick(&self, i: usize, wanted: impl Fn(&crate::workload::Workload) -> bool) -> Option<String> {
@@ -169,7 +192,10 @@ impl History {
                     self.world.broken.insert(place);
                 }
             }
-            Event::MendSlices => self.world.broken.clear(),
+            Event::MendSlices => {
+                self.world.broken.clear();
+                self.world.dead.clear();
+            }
             Event::AgentStops(i) => {
                 let node = self.node(i);
                 self.world.stuck.insert(node.as_str().into());
@@ -207,13 +233,46 @@ impl History {
                 let node = self.node(i);
                 self.world.host_mut(&node).ready = false;
             }
+            Event::AgentNotReady(i) => {
+                let node = self.node(i);
+                self.world.mig_mut(&node).ready = false;
+            }
+            Event::StrangerComes(i, what) => {
+                let profile = self.profiles[what % self.profiles.len()].clone();
+                let any = what % 2 == 0;
+                let node = self.node(i);
+                self.strangers.extend(self.world.intrude(&node, |s| any || s.profile.as_str() == profile));
+            }
+            Event::StrangersGo => self.strangers_go(),
+            Event::ForceDelete(i, lives) => {
+                if !self.pods.is_empty() {
+                    let uid = self.pods.remove(i % self.pods.len());
+                    self.world.force_delete(&uid, lives);
+                }
+            }
+            Event::OrphansEnd => self.world.orphans.clear(),
+            Event::Dies(i) => {
+                let all: Vec<_> = self.world.held.values().flatten().cloned().collect();
+                if !all.is_empty() {
+                    let place = all[i % all.len()].clone();
+                    self.world.hurt.insert(place.0.clone());
+                    self.world.dead.insert(place);
+                }
+            }
             Event::AllNodesWell => {
                 for node in self.world.snap.nodes.values_mut() {
+                    node.mig.as_mut().unwrap().ready = true;
                     let host = node.host.as_mut().unwrap();
                     (host.traits.unschedulable, host.ready) = (false, true);
                 }
             }
             ref other => unreachable!("{other:?} breaks nothing"),
+        }
+    }
+
+    fn strangers_go(&mut self) {
+        for (i, uid) in std::mem::take(&mut self.strangers).into_iter().enumerate() {
+            if i % 2 == 0 { self.world.end_pod(&uid) } else { self.world.force_delete(&uid, false) }
         }
     }
 
@@ -228,7 +287,7 @@ impl History {
             if !self.world.hurt.contains(&node.name) {
                 for profile in mig.confirmed.claims.iter().map(|c| &c.profile) {
                     let (promised, usable) =
-                        (self.world.promised(node, profile, None), World::usable(node, profile));
+                        (self.world.promised(node, profile, None), self.world.usable(node, profile));
                     assert!(
                         promised <= usable,
                         "S2: {promised} × {profile} on {}, {usable} usable",
@@ -263,6 +322,9 @@ impl History {
     fn ends(&mut self) {
         self.world.stuck.clear();
         self.world.broken.clear();
+        self.world.dead.clear();
+        self.world.orphans.clear();
+        self.strangers_go();
         self.world.settle();
         for uid in &self.pods.clone() {
             self.world.end_pod(uid);

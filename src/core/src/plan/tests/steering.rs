@@ -1,6 +1,6 @@
 use super::world::{Case, World};
 use crate::geometry::tests::{a30, a100};
-use crate::plan::Action;
+use crate::plan::{Action, Subject};
 use crate::workload::CheckState;
 
 fn steered(actions: &[Action]) -> Vec<&str> {
@@ -136,13 +136,15 @@ fn a_pod_that_did_not_come_through_the_queue_is_told_once() {
     world.settle();
     assert_eq!(world.state("job"), CheckState::Ready);
     assert!(world.pod(&pod).gated);
+    let about = Subject::Pod(world.pod(&pod).key.clone());
     assert_eq!(
-        world.notes,
-        [
+        world.told("NotQueued"),
+        [(
+            &about,
             "The pod asks for nvidia.com/mig-1g.10gb but did not come through a Kueue LocalQueue, so no slice is reserved \
           for it and it stays gated. Set the label kueue.x-k8s.io/queue-name on its Job, Deployment or pod, and create \
           it again."
-        ]
+        )]
     );
 }
 
@@ -180,7 +182,13 @@ fn a_pod_of_another_namespace_gets_no_part_in_a_workload_whose_label_it_carries(
     world.settle();
     assert_eq!(world.state("victim"), CheckState::Ready);
     assert!(world.pod(&thief).gated);
-    assert!(world.snap.told.contains(&thief), "its owner is told");
+    assert!(
+        world
+            .told("NotQueued")
+            .iter()
+            .any(|(about, _)| matches!(about, Subject::Pod(pod) if pod.uid == thief)),
+        "its owner is told"
+    );
     let pod = world.create_pod("victim");
     world.settle();
     assert!(!world.pod(&pod).gated);

@@ -7,8 +7,8 @@ use std::time::Duration;
 use crate::constraints::{Constraints, Traits};
 use crate::geometry::{Model, Slice};
 use crate::id::{Attempt, GpuUuid, NodeName, PodSetName, PodUid, WorkloadKey, WorkloadUid};
-use crate::node::{Gpu, Hold, Host, MigNode, Node, NodeSpec, Version};
-use crate::plan::{Action, Limits, Plan, Pod, PodKey, Snapshot, plan};
+use crate::node::{Gpu, Hold, Host, MigNode, Node, NodeSpec, SliceState, Version};
+use crate::plan::{Action, Limits, Notice, Plan, Pod, PodKey, Snapshot, Subject, plan};
 use crate::profile::ProfileName;
 use crate::resources::Resources;
 use crate::time::Timestamp;
@@ -33,14 +33,18 @@ pub(super) struct World {
     pub snap: Snapshot,
     /// What bound pods hold.
     pub held: BTreeMap<PodUid, Vec<Place>>,
+    /// What processes hold that have outlived their pods, and since when the controller has seen that.
+    pub orphans: BTreeMap<Place, Timestamp>,
     /// What no agent can make.
     pub broken: BTreeSet<Place>,
+    /// What breaks though a pod holds it.
+    pub dead: BTreeSet<Place>,
     /// Nodes whose agents do not act.
     pub stuck: BTreeSet<NodeName>,
     /// Nodes that have lost by other hands what was promised there.
     pub hurt: BTreeSet<NodeName>,
-    /// What pods' owners were told.
-    pub notes: Vec<String>,
+    /// What people were told, and when it was about what.
+    pub notes: Vec<(Notice, String)>,
     demands: BTreeMap<PodUid, PodSetDemand>,
     serial: u32,
 }
@@ -61,7 +65,7 @@ pub(super) fn pod_set(pods: u32, slices: &[(&str, u32)]) -> PodSetDemand {
 }
 
 pub(super) fn policy() -> Policy {
-    Policy { hold: HOLD, max_hold: HOLD * 8, nodes: Constraints::default() }
+    Policy { hold: HOLD, max_hold: HOLD * 8, nodes: Constraints::default(), reuse: true }
 }
 
 pub(super) fn gpu(index: usize) -> GpuUuid {
@@ -75,6 +79,8 @@ impl World {
             limits: Limits::default(),
             snap: Snapshot::default(),
             held: BTreeMap::new(),
+            orphans: BTreeMap::new(),
+            dead: BTreeSet::new(),
             broken: BTreeSet::new(),
             stuck: BTreeSet::new(),
             hurt: BTreeSet::new(),
@@ -104,6 +110,7 @@ impl World {
             spec: NodeSpec::default(),
             busy: false,
             lagging_since: None,
+            ready: true,
             gpus: gpus.collect(),
             slices: Vec::new(),
             foreign: Vec::new(),
@@ -221,9 +228,55 @@ impl World {
         let Some(host) = pod.node.clone().and_then(|n| self.snap.nodes.get_mut(&n)?.host.as_mut()) else {
             return;
         };
+        let Some(group) = pod.workload.clone().zip(pod.pod_set.clone()) else { return };
         host.used.add(&self.demands[uid].requests, -1);
-        let group = (pod.workload.clone().unwrap(), pod.pod_set.clone().unwrap());
         *host.bound.get_mut(&group).unwrap() -= 1;
+    }
+
+    /// The pod is deleted by force: the API server forgets it, though a process of it goes on if `lives`.
+    pub fn force_delete(&mut self, uid: &PodUid, lives: bool) {
+        let held = self.held.get(uid).cloned().unwrap_or_default();
+        self.end_pod(uid);
+        self.snap.pods.remove(uid);
+        if lives {
+            self.hurt.extend(held.iter().map(|place| place.0.clone()));
+            self.orphans.extend(held.into_iter().map(|place| (place, self.now)));
+        }
+    }
+
+    /// A pod that Slicegate has no say in is bound to a node and takes an idle slice there.
+    pub fn intrude(&mut self, node: &str, wanted: impl Fn(&Slice) -> bool) -> Option<PodUid> {
+        let taken: BTreeSet<&Place> = self.held.values().flatten().chain(self.orphans.keys()).collect();
+        let place = self.mig(node).slices.iter().find_map(|o| {
+            let place = (NodeName::new(node), o.gpu.clone(), o.slice.clone());
+            (o.state == SliceState::Idle && wanted(&o.slice) && !taken.contains(&place)).then_some(place)
+        })?;
+        self.serial += 1;
+        let uid = PodUid::new(format!("stranger-{:04}", self.serial));
+        let pod = Pod {
+            key: PodKey { namespace: "wild".into(), name: uid.as_str().into(), uid: uid.clone() },
+            version: "1".to_owned(),
+            busy: false,
+            workload: None,
+            pod_set: None,
+            gated: false,
+            queued: false,
+            pinned: None,
+            node: Some(place.0.clone()),
+            terminal: false,
+            deleting: false,
+            asks_for: Some(place.2.profile.resource()),
+        };
+        self.hurt.insert(place.0.clone());
+        self.held.insert(uid.clone(), vec![place]);
+        self.snap.pods.insert(uid.clone(), pod);
+        Some(uid)
+    }
+
+    /// What people were told with a reason: about whom, and in what words.
+    pub fn told(&self, reason: &str) -> Vec<(&Subject, &str)> {
+        let with_reason = self.notes.iter().filter(|(notice, _)| notice.matter.reason() == reason);
+        with_reason.map(|(notice, note)| (&notice.about, note.as_str())).collect()
     }
 
     pub fn demand(&self, workload: &str) -> Vec<PodSetDemand> {
@@ -303,7 +356,8 @@ impl World {
 
     /// Plans once and applies all of it.
     pub fn step(&mut self) -> Vec<Action> {
-        let actions = self.plan().actions;
+        let Plan { actions, notices, .. } = self.plan();
+        self.snap.told.retain(|notice| notices.contains(notice));
         for action in &actions {
             self.apply(action);
         }

@@ -1,11 +1,11 @@
 //! What agents, kubelets, the API server and Kueue do, and what must hold of every write.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Place, World};
 use crate::geometry::Slice;
 use crate::id::{Attempt, GpuUuid, NodeName, PodUid, WorkloadKey, WorkloadUid};
-use crate::node::{Node, NodeSpec, ObservedSlice, SliceState, Version};
+use crate::node::{Holder, Node, NodeSpec, ObservedSlice, SliceState, Version};
 use crate::plan::{Action, PodKey};
 use crate::profile::ProfileName;
 use crate::workload::{CheckState, Demand, Workload};
@@ -13,7 +13,13 @@ use crate::workload::{CheckState, Demand, Workload};
 impl World {
     /// Every agent that is not stuck makes its GPUs what is wanted.
     pub fn agents(&mut self) {
-        let held: BTreeSet<&Place> = self.held.values().flatten().collect();
+        let pods = self.held.iter().flat_map(|(uid, places)| places.iter().map(move |place| (place, uid)));
+        let pods: BTreeMap<&Place, &PodUid> = pods.collect();
+        let held: BTreeSet<&Place> = pods.keys().copied().chain(self.orphans.keys()).collect();
+        let mut names: BTreeMap<&PodUid, PodKey> = BTreeMap::new();
+        for uid in pods.values() {
+            names.insert(uid, self.snap.pods[*uid].key.clone());
+        }
         for node in self.snap.nodes.values_mut().filter(|n| !self.stuck.contains(&n.name)) {
             let Some(mig) = &mut node.mig else { continue };
             let mut wanted: BTreeSet<(GpuUuid, Slice)> = BTreeSet::new();
@@ -37,7 +43,16 @@ impl World {
             let before = std::mem::take(&mut mig.slices);
             for (gpu, slice) in wanted {
                 let place = (node.name.clone(), gpu.clone(), slice.clone());
-                let state = if held.contains(&place) {
+                let holder = match pods.get(&place) {
+                    Some(uid) => {
+                        let PodKey { namespace, name, .. } = names[uid].clone();
+                        Some(Holder::Pod { namespace, name })
+                    }
+                    None => self.orphans.contains_key(&place).then_some(Holder::Process(4711)),
+                };
+                let state = if self.dead.contains(&place) {
+                    SliceState::Failed
+                } else if held.contains(&place) {
                     SliceState::InUse
                 } else if self.broken.contains(&place) || !mig.gpus[&gpu].usable {
                     SliceState::Failed
@@ -46,7 +61,11 @@ impl World {
                 };
                 let same = before.iter().find(|o| o.gpu == gpu && o.slice == slice && o.state == state);
                 let since = same.map_or(self.now, |o| o.since);
-                mig.slices.push(ObservedSlice { gpu, slice, state, since });
+                let since = self.orphans.get(&place).copied().unwrap_or(since);
+                let message = (state == SliceState::Failed).then(|| "it fell off the bus".into());
+                let before = same.filter(|o| o.holder == holder);
+                let restart_pod = before.is_some_and(|o| o.restart_pod);
+                mig.slices.push(ObservedSlice { gpu, slice, state, since, holder, restart_pod, message });
             }
             mig.lagging_since = None;
         }
@@ -68,10 +87,13 @@ impl World {
             let node =
                 self.snap.nodes.values_mut().find(|n| n.host.as_ref().is_some_and(|h| h.hostname == pinned));
             let Some(Node { name, host: Some(host), mig: Some(mig) }) = node else { continue };
+            let taken: BTreeSet<&Place> = self.held.values().flatten().chain(self.orphans.keys()).collect();
+            let free = |o: &ObservedSlice| !taken.contains(&(name.clone(), o.gpu.clone(), o.slice.clone()));
             let mut got: Vec<Place> = Vec::new();
             for (profile, count) in &demand.slices {
                 let idle = mig.slices.iter_mut().filter(|o| {
                     o.slice.profile == *profile
+                        && free(o)
                         && o.state == SliceState::Idle
                         && mig.confirmed.gpus.get(&o.gpu).is_some_and(|s| s.contains(&o.slice))
                 });
@@ -94,6 +116,8 @@ impl World {
             for observed in &mut mig.slices {
                 if got.iter().any(|(_, gpu, slice)| *gpu == observed.gpu && *slice == observed.slice) {
                     (observed.state, observed.since) = (SliceState::InUse, self.now);
+                    let PodKey { namespace, name, .. } = pod.key.clone();
+                    observed.holder = Some(Holder::Pod { namespace, name });
                 }
             }
             self.snap.pods.get_mut(&uid).unwrap().node = Some(name.clone());
@@ -112,9 +136,14 @@ impl World {
                 self.snap.confirmed.extend(attempts.iter().map(|a| (workload.uid.clone(), a.clone())));
             }
             Action::Steer { pod, expect, hostname } => self.steer(pod, expect, hostname),
-            Action::Tell { pod, note, .. } => {
-                assert!(self.snap.told.insert(pod.uid.clone()), "{pod:?} is told twice");
-                self.notes.push(note.clone());
+            Action::Tell { notice, note } => {
+                assert!(self.snap.told.insert(notice.clone()), "{notice:?} is told twice");
+                self.notes.push((notice.clone(), note.clone()));
+            }
+            Action::DeletePod { pod } => {
+                let known = self.snap.pods.get_mut(&pod.uid).unwrap();
+                assert!(known.live() && !known.deleting && known.workload.is_some());
+                known.deleting = true;
             }
             Action::DeleteNode { node, expect } => {
                 let gone = &self.snap.nodes[node];
@@ -137,7 +166,16 @@ impl World {
             let model = &mig.gpus[uuid].model;
             model.check_all(slices).unwrap_or_else(|misfit| panic!("S1 on {node}: {misfit}"));
             let fixed = mig.foreign.iter().filter(|(g, _)| g == uuid).map(|(_, s)| s);
-            let held = self.held.values().flatten().filter(|p| p.0 == *node && p.1 == *uuid).map(|p| &p.2);
+            // What a stranger has just taken is known once the agent has reported it, who does not destroy it either.
+            let unseen = |p: &&Place| {
+                self.hurt.contains(node)
+                    && mig
+                        .slices
+                        .iter()
+                        .any(|o| o.gpu == p.1 && o.slice == p.2 && o.state == SliceState::Idle)
+            };
+            let held = self.held.values().flatten().chain(self.orphans.keys());
+            let held = held.filter(|p| p.0 == *node && p.1 == *uuid && !unseen(p)).map(|p| &p.2);
             for there in fixed.chain(held) {
                 let clash = slices.iter().find(|s| *s != there && s.mask().overlaps(there.mask()));
                 assert_eq!(clash, None, "S3, S6: {there:?} on {node} cannot go away");
@@ -242,7 +280,7 @@ impl World {
             for profile in mine.map(|c| &c.profile) {
                 let promised = self.promised(node, profile, Some(&workload.key.uid));
                 assert!(
-                    promised <= Self::usable(node, profile),
+                    promised <= self.usable(node, profile),
                     "S4: {} lacks {profile} on {}",
                     workload.key,
                     node.name
@@ -265,12 +303,20 @@ impl World {
         counts.map(|c| c.slices).sum()
     }
 
-    /// Slices of a profile that are declared and that pods can have or have.
-    pub fn usable(node: &Node, profile: &ProfileName) -> u32 {
+    /// Slices of a profile that are declared and that pods with a claim can have or have, as far as agents have reported.
+    pub fn usable(&self, node: &Node, profile: &ProfileName) -> u32 {
         let Some(mig) = &node.mig else { return 0 };
+        let is_stranger = |o: &ObservedSlice| match &o.holder {
+            Some(Holder::Process(_)) => true,
+            Some(Holder::Pod { name, .. }) => {
+                self.snap.pods.values().any(|p| p.key.name == *name && p.workload.is_none() && p.live())
+            }
+            None => false,
+        };
         let usable = mig.slices.iter().filter(|o| {
             o.slice.profile == *profile
                 && matches!(o.state, SliceState::Idle | SliceState::InUse)
+                && !is_stranger(o)
                 && mig.confirmed.gpus.get(&o.gpu).is_some_and(|slices| slices.contains(&o.slice))
         });
         u32::try_from(usable.count()).unwrap()
