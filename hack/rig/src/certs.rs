@@ -7,9 +7,11 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use rcgen::{
-    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose,
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
+    KeyPair, KeyUsagePurpose,
 };
+
+const CA_KEY: &str = "ca.key";
 
 /// Where the cluster's key material lies.
 #[derive(Debug, Clone)]
@@ -25,15 +27,22 @@ impl Pki {
     pub fn create(dir: &Path) -> Result<Self> {
         fs::create_dir_all(dir).with_context(|| format!("create {}", dir.display()))?;
 
-        let mut authority = CertificateParams::default();
-        authority.distinguished_name.push(DnType::CommonName, "slicegate-rig");
-        authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        authority.key_usages = vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyCertSign];
         let key = KeyPair::generate()?;
+        let authority = authority();
         let ca = authority.self_signed(&key)?.pem();
+        write_private(&dir.join(CA_KEY), &key.serialize_pem())?;
         let issuer = Issuer::new(authority, key);
 
-        let names = ["127.0.0.1", "localhost", "kubernetes", "kubernetes.default.svc"].map(String::from);
+        // The last one is the address of the Service `kubernetes`, which pods of real nodes use.
+        let names = [
+            "127.0.0.1",
+            "localhost",
+            "kubernetes",
+            "kubernetes.default",
+            "kubernetes.default.svc",
+            "10.96.0.1",
+        ]
+        .map(String::from);
         let mut server = CertificateParams::new(names)?;
         server.distinguished_name.push(DnType::CommonName, "slicegate-rig server");
         server.key_usages = vec![KeyUsagePurpose::DigitalSignature];
@@ -54,6 +63,7 @@ impl Pki {
         write_private(&pki.token_key(), &tokens.serialize_pem())?;
         write_private(&pki.token_public_key(), &tokens.public_key_pem())?;
         write_private(&pki.token_file(), &format!("{},admin,admin,\"system:masters\"\n", pki.token))?;
+        client_certificate(dir, "apiserver-kubelet-client", "apiserver", "system:masters")?;
         Ok(pki)
     }
 
@@ -87,6 +97,12 @@ impl Pki {
         self.dir.join("tls.key")
     }
 
+    /// The certificate and the key with which the API server calls kubelets.
+    pub fn kubelet_client(&self) -> (PathBuf, PathBuf) {
+        let file = |suffix: &str| self.dir.join(format!("apiserver-kubelet-client.{suffix}"));
+        (file("crt"), file("key"))
+    }
+
     /// The key that signs service account tokens.
     pub fn token_key(&self) -> PathBuf {
         self.dir.join("sa.key")
@@ -101,6 +117,35 @@ impl Pki {
     pub fn token_file(&self) -> PathBuf {
         self.dir.join("tokens.csv")
     }
+}
+
+/// What the authority says of itself; the same every time, so that its key alone is enough to sign in its name.
+fn authority() -> CertificateParams {
+    let mut authority = CertificateParams::default();
+    authority.distinguished_name.push(DnType::CommonName, "slicegate-rig");
+    authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    authority.key_usages = vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyCertSign];
+    authority
+}
+
+/// Makes a client certificate that the cluster's authority in `dir` signs. Kubernetes reads user and group from it. Gives
+/// the paths of certificate and key, `NAME.crt` and `NAME.key` in the same folder.
+pub fn client_certificate(dir: &Path, name: &str, user: &str, group: &str) -> Result<(PathBuf, PathBuf)> {
+    let file = dir.join(CA_KEY);
+    let key = fs::read_to_string(&file).with_context(|| format!("read {}", file.display()))?;
+    let issuer = Issuer::new(authority(), KeyPair::from_pem(&key)?);
+    let mut client = CertificateParams::default();
+    client.distinguished_name = DistinguishedName::new();
+    client.distinguished_name.push(DnType::CommonName, user);
+    client.distinguished_name.push(DnType::OrganizationName, group);
+    client.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    client.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+    client.use_authority_key_identifier_extension = true;
+    let own = KeyPair::generate()?;
+    let (certificate, private) = (dir.join(format!("{name}.crt")), dir.join(format!("{name}.key")));
+    write_private(&certificate, &client.signed_by(&own, &issuer)?.pem())?;
+    write_private(&private, &own.serialize_pem())?;
+    Ok((certificate, private))
 }
 
 /// Writes a file that only its owner can read.

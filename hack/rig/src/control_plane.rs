@@ -67,6 +67,7 @@ pub fn etcd(layout: &Layout<'_>) -> Result<(ProcessSpec, String)> {
 pub fn apiserver(layout: &Layout<'_>, etcd: &str, port: Reserved) -> ProcessSpec {
     let pki = layout.pki;
     let port = port.release();
+    let (kubelet_cert, kubelet_key) = pki.kubelet_client();
     layout
         .program("kube-apiserver")
         .args([
@@ -85,6 +86,11 @@ pub fn apiserver(layout: &Layout<'_>, etcd: &str, port: Reserved) -> ProcessSpec
             "--service-account-issuer=https://kubernetes.default.svc".into(),
             format!("--service-account-signing-key-file={}", pki.token_key().display()),
             format!("--service-account-key-file={}", pki.token_public_key().display()),
+            // Real nodes: kubelets come with certificates, and are called at their addresses (no DNS knows their names).
+            format!("--client-ca-file={}", pki.ca_file().display()),
+            format!("--kubelet-client-certificate={}", kubelet_cert.display()),
+            format!("--kubelet-client-key={}", kubelet_key.display()),
+            "--kubelet-preferred-address-types=InternalIP,Hostname".into(),
             "--service-cluster-ip-range=10.96.0.0/16".into(),
         ])
         .port(port)

@@ -43,6 +43,23 @@ pub async fn token(
 
 /// Writes a kubeconfig for one token.
 pub fn write_kubeconfig(file: &Path, server: &str, ca: &Path, user: &str, token: &str) -> Result<PathBuf> {
+    write(file, server, ca, user, &format!("token: \"{token}\""))
+}
+
+/// Writes a kubeconfig for one client certificate.
+pub fn write_certificate_kubeconfig(
+    file: &Path,
+    server: &str,
+    ca: &Path,
+    user: &str,
+    (certificate, key): (&Path, &Path),
+) -> Result<PathBuf> {
+    let (certificate, key) = (certificate.display(), key.display());
+    let credentials = format!("client-certificate: \"{certificate}\", client-key: \"{key}\"");
+    write(file, server, ca, user, &credentials)
+}
+
+fn write(file: &Path, server: &str, ca: &Path, user: &str, credentials: &str) -> Result<PathBuf> {
     let ca = ca.display();
     let text = format!(
         "apiVersion: v1\n\
@@ -52,7 +69,7 @@ pub fn write_kubeconfig(file: &Path, server: &str, ca: &Path, user: &str, token:
            cluster: {{server: \"{server}\", certificate-authority: \"{ca}\"}}\n\
          users:\n\
          - name: \"{user}\"\n  \
-           user: {{token: \"{token}\"}}\n\
+           user: {{{credentials}}}\n\
          contexts:\n\
          - name: rig\n  \
            context: {{cluster: rig, user: \"{user}\"}}\n\

@@ -31,6 +31,7 @@
 mod certs;
 mod control_plane;
 mod identity;
+pub mod image;
 mod kueue;
 mod kwok;
 mod manifests;
@@ -41,15 +42,18 @@ mod ports;
 mod process;
 mod progress;
 mod ready;
+pub mod real_node;
 mod repo;
 mod rig;
 mod state;
 
+pub use image::Image;
 pub use nodes::NodeSpec;
 pub use options::Options;
 pub use ports::free_port;
 pub use process::{Lifetime, Process, ProcessId, ProcessSpec, tail};
 pub use ready::Health;
+pub use real_node::{RealNode, RealNodeSpec};
 pub use repo::Repo;
 pub use rig::{Rig, down};
 pub use rustix::process::Signal;

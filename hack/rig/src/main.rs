@@ -52,6 +52,12 @@ enum Command {
         #[arg(long, short)]
         follow: bool,
     },
+    /// Hold a real node; the rig starts this itself
+    #[command(hide = true)]
+    HoldNode {
+        /// What to hold
+        order: PathBuf,
+    },
 }
 
 #[derive(Args)]
@@ -81,6 +87,9 @@ async fn main() -> ExitCode {
         Command::Up { place, nodes } => up(place, &nodes).await,
         Command::Down { place } => end(place).await,
         Command::Status { place } => status(place),
+        Command::HoldNode { order } => {
+            slicegate_rig::real_node::hold(&order).await.map(|()| ExitCode::SUCCESS)
+        }
         Command::Logs { place, names, lines, follow } => logs(place, &names, lines, follow).await,
     };
     result.unwrap_or_else(|error| {

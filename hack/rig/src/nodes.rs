@@ -118,7 +118,7 @@ pub async fn add(client: &kube::Client, specs: &[NodeSpec]) -> Result<()> {
 }
 
 /// Ready, and no longer tainted for not having been: the taint goes a moment later, and only then pods fit.
-fn schedulable(node: &Node) -> bool {
+pub fn schedulable(node: &Node) -> bool {
     let conditions = node.status.iter().flat_map(|status| status.conditions.iter().flatten());
     let mut taints = node.spec.iter().flat_map(|spec| spec.taints.iter().flatten());
     conditions.into_iter().any(|condition| condition.type_ == "Ready" && condition.status == "True")

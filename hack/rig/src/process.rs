@@ -17,6 +17,8 @@ use crate::state::{Entry, StateFile};
 
 /// How long a process may take to end by itself before it is killed.
 pub const GRACE: Duration = Duration::from_secs(5);
+/// The same for one that [tidies up](ProcessSpec::tidies_up).
+const TIDYING: Duration = Duration::from_secs(20);
 const POLL: Duration = Duration::from_millis(20);
 
 /// What to start.
@@ -42,6 +44,10 @@ pub struct ProcessSpec {
     /// A folder laid over `/etc`, in the sight of this process alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub etc: Option<PathBuf>,
+    /// Whether it has something to take away on the machine before it ends: it is asked, and killed only if it does not
+    /// answer for long.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub tidies_up: bool,
 }
 
 impl ProcessSpec {
@@ -55,6 +61,7 @@ impl ProcessSpec {
             port: None,
             health: Vec::new(),
             etc: None,
+            tidies_up: false,
         }
     }
 
@@ -100,6 +107,18 @@ impl ProcessSpec {
         self
     }
 
+    /// Says that it tidies up when it is asked to end (SIGTERM), which then is how it is ended in every case.
+    #[must_use]
+    pub fn tidies_up(mut self) -> Self {
+        self.tidies_up = true;
+        self
+    }
+
+    /// How long it may take to end by itself, if the others may take so long.
+    pub fn grace(&self, usual: Duration) -> Duration {
+        if self.tidies_up { TIDYING } else { usual }
+    }
+
     /// The command line, with what has to be arranged before the program starts in front of it. Each link of that
     /// chain replaces itself by the next (exec), so the process id stays the program's.
     fn command(&self, lifetime: Lifetime) -> Result<Command> {
@@ -121,7 +140,9 @@ impl ProcessSpec {
             line.push(etc);
         }
         if lifetime == Lifetime::Owned {
-            line.extend(["setpriv", "--pdeathsig", "KILL"].map(String::from));
+            line.extend(
+                ["setpriv", "--pdeathsig", if self.tidies_up { "TERM" } else { "KILL" }].map(String::from),
+            );
         }
         line.push(self.program.to_string_lossy().into_owned());
         line.extend(self.args.iter().cloned());
@@ -327,9 +348,9 @@ impl Process {
         Ok(())
     }
 
-    /// [`Process::terminate_within`] five seconds.
+    /// [`Process::terminate_within`] five seconds, or what it needs to tidy up.
     pub async fn terminate(&self) -> Result<()> {
-        self.terminate_within(GRACE).await
+        self.terminate_within(self.shared.spec.grace(GRACE)).await
     }
 
     /// Waits until it has ended.
@@ -356,6 +377,13 @@ impl Process {
 
     /// Kills it without waiting for anything but its end; for `Drop`, which cannot await.
     pub(crate) fn kill_now(&self) {
+        if self.shared.spec.tidies_up {
+            self.signal(Signal::TERM);
+            let deadline = Instant::now() + TIDYING;
+            while self.is_running() && Instant::now() < deadline {
+                std::thread::sleep(POLL);
+            }
+        }
         let mut running = self.running();
         running.id.signal(Signal::KILL);
         if let Some(child) = &mut running.child {

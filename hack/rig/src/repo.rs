@@ -42,12 +42,22 @@ impl Repo {
 
     /// Builds what is missing. The first time that takes minutes and says so; later it takes no time.
     pub async fn build(&self) -> Result<()> {
+        self.run_build(&[]).await
+    }
+
+    /// Builds what a real node runs, in the same way.
+    pub async fn build_node(&self) -> Result<()> {
+        self.run_build(&["node"]).await
+    }
+
+    async fn run_build(&self, args: &[&str]) -> Result<()> {
         let dir = self.cluster_dir();
         std::fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))?;
         // Tests may start at the same moment; one of them builds.
         let lock_file = dir.join("build.lock");
         let _lock = tokio::task::spawn_blocking(move || lock(&lock_file)).await??;
         let status = Command::new(self.root.join("hack/cluster/build"))
+            .args(args)
             .stdin(Stdio::null())
             .kill_on_drop(true)
             .status()

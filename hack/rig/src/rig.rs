@@ -20,6 +20,7 @@ use crate::ports::Reserved;
 use crate::process::{Lifetime, Process, ProcessSpec};
 use crate::progress::{explained, say, timed};
 use crate::ready::until_ready;
+use crate::real_node::{RealNode, RealNodeSpec};
 use crate::repo::{Repo, output};
 use crate::state::{State, StateFile, lock};
 
@@ -63,7 +64,7 @@ impl Rig {
             say(options.progress, "what is left of an earlier cluster is ended first");
             end_recorded(&dir).await?;
         }
-        for stale in ["etcd", "logs", "pki", "kubeconfigs"] {
+        for stale in ["etcd", "logs", "pki", "kubeconfigs", "nodes"] {
             let _ = fs::remove_dir_all(dir.join(stale));
         }
 
@@ -305,6 +306,17 @@ impl Rig {
         nodes::add(&self.client().await?, specs).await
     }
 
+    /// Adds a real node, with a kubelet, containerd and containers, and waits until pods can be scheduled to it. Needs root
+    /// and what `hack/prerequisites node` installs.
+    pub async fn add_real_node(&self, spec: RealNodeSpec) -> Result<RealNode<'_>> {
+        RealNode::add(self, spec).await
+    }
+
+    /// A real node that was added before.
+    pub fn real_node(&self, name: &str) -> Result<RealNode<'_>> {
+        RealNode::attach(self, name)
+    }
+
     /// A long-lived token of a service account, on request bound to a node as the tokens of that node's pods are. A
     /// bound token is void once the Node object is deleted, even if a node of that name is created again.
     pub async fn token(&self, namespace: &str, account: &str, node: Option<&str>) -> Result<String> {
@@ -371,7 +383,7 @@ async fn end_recorded(dir: &Path) -> Result<Vec<String>> {
     let running: Vec<_> = state.processes.into_iter().filter(|entry| entry.id.is_running()).rev().collect();
     let (foundation, rest): (Vec<_>, Vec<_>) =
         running.iter().partition(|entry| FOUNDATION.contains(&entry.spec.name.as_str()));
-    futures::future::join_all(rest.iter().map(|entry| entry.id.end(PART_GRACE))).await;
+    futures::future::join_all(rest.iter().map(|entry| entry.id.end(entry.spec.grace(PART_GRACE)))).await;
     for entry in foundation {
         entry.id.end(PART_GRACE).await;
     }
@@ -379,7 +391,9 @@ async fn end_recorded(dir: &Path) -> Result<Vec<String>> {
         bail!("{} (process {}) does not end", stubborn.spec.name, stubborn.id.pid);
     }
     file.remove()?;
-    let _ = fs::remove_dir_all(dir.join("etcd"));
+    for data in ["etcd", "nodes"] {
+        let _ = fs::remove_dir_all(dir.join(data));
+    }
     Ok(running.into_iter().map(|entry| entry.spec.name).collect())
 }
 
