@@ -26,7 +26,7 @@ pub struct Conflict {
 #[derive(Debug, Default)]
 pub struct Signs<'a> {
     /// Sockets of other plugins that somebody serves.
-    pub plugins: &'a BTreeSet<String>,
+    pub plugins: BTreeSet<String>,
     /// Devices of our resources that are not ours.
     pub devices: BTreeSet<String>,
     /// Labels of the Node.
@@ -120,22 +120,16 @@ mod tests {
         conflicts(signs).into_iter().map(|conflict| conflict.reason).collect()
     }
 
-    fn none() -> &'static BTreeSet<String> {
-        static NONE: BTreeSet<String> = BTreeSet::new();
-        &NONE
-    }
-
     #[test]
     fn a_node_of_our_own_has_no_conflict() {
-        let signs = Signs { plugins: none(), controller: Some("0.1.0"), agent: "0.1.0", ..Signs::default() };
+        let signs = Signs { controller: Some("0.1.0"), agent: "0.1.0", ..Signs::default() };
         assert_eq!(conflicts(&signs), []);
     }
 
     #[test]
     fn every_sign_is_told_with_what_to_do() {
-        let plugins = BTreeSet::from(["nvidia-mig-1g.10gb.sock".to_owned()]);
         let signs = Signs {
-            plugins: &plugins,
+            plugins: BTreeSet::from(["nvidia-mig-1g.10gb.sock".to_owned()]),
             devices: BTreeSet::new(),
             labels: BTreeMap::from([("nvidia.com/mig.config".to_owned(), "all-1g.10gb".to_owned())]),
             whole_gpus: 2,
@@ -163,7 +157,7 @@ mod tests {
     #[test]
     fn a_pod_with_a_whole_gpu_is_named() {
         let whole_gpu_pods = BTreeSet::from(["team/train".to_owned()]);
-        let signs = Signs { plugins: none(), whole_gpus: 1, whole_gpu_pods, ..Signs::default() };
+        let signs = Signs { whole_gpus: 1, whole_gpu_pods, ..Signs::default() };
         assert!(conflicts(&signs)[0].message.contains("team/train"));
     }
 

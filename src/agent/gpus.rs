@@ -1,6 +1,7 @@
 //! The node's GPUs as NVML shows them, and what is being done on each.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use slicegate_core::agent::{Failure, GpuView, Holder, Instance, Offer, Operation};
@@ -9,6 +10,7 @@ use slicegate_core::id::GpuUuid;
 use slicegate_core::profile::ProfileName;
 use tracing::{info, warn};
 
+use super::conflicts::other_plugins;
 use super::journal::{Journal, JournalError};
 use super::nvml::{CreateError, Driver, Event, EventKind, Found, GpuInfo, Left, NvmlError};
 use crate::api::convert::now;
@@ -18,6 +20,9 @@ use crate::api::mig_node::MigMode;
 const RETRY: Duration = Duration::from_millis(200);
 /// The longest such pause.
 const MAX_RETRY: Duration = Duration::from_secs(30);
+
+/// For how long it is said that somebody else changed the geometry.
+const LATELY: Duration = Duration::from_mins(10);
 
 /// How an operation ended.
 pub struct Done {
@@ -73,18 +78,21 @@ pub struct Scan {
     pub looks: BTreeMap<GpuUuid, Look>,
     /// How many operations each had seen when the look began.
     pub epochs: Epochs,
+    /// Sockets of other device plugins.
+    pub plugins: BTreeSet<String>,
 }
 
 impl Scan {
-    /// Looks at everything. Blocks.
-    pub fn now(driver: &Driver, epochs: Epochs) -> Self {
+    /// Looks at everything, also at the kubelet's folder of plugins, if there is a kubelet. Blocks.
+    pub fn now(driver: &Driver, epochs: Epochs, plugins: Option<&Path>) -> Self {
         let gpus = driver.gpus();
         let listed = gpus.iter().flat_map(|(gpus, _)| gpus);
         let minors =
             listed.clone().filter_map(|g| Some((g.uuid.clone(), driver.minor_number(g.index).ok()?)));
         let minors = minors.collect();
         let looks = listed.map(|gpu| (gpu.uuid.clone(), Look::now(driver, gpu.index))).collect();
-        Self { gpus, minors, looks, epochs }
+        let plugins = plugins.map(other_plugins).unwrap_or_default();
+        Self { gpus, minors, looks, epochs, plugins }
     }
 }
 
@@ -108,7 +116,7 @@ pub struct Gpus {
     /// A process in each GPU instance that has one.
     processes: BTreeMap<(GpuUuid, u32), u32>,
     /// Instances of ours that are gone though nobody was told to destroy them: what happened, by GPU, and when.
-    pub meddled: BTreeMap<GpuUuid, String>,
+    meddled: BTreeMap<GpuUuid, (String, Instant)>,
     /// Whether everything has been seen once.
     pub scanned: bool,
 }
@@ -131,6 +139,12 @@ impl Gpus {
             Some((uuid.to_string(), view.broken.clone().or(silent)?))
         };
         self.views.iter().filter_map(wrong).collect()
+    }
+
+    /// What somebody else did to the geometry lately, by GPU.
+    pub fn meddled(&self) -> BTreeMap<GpuUuid, String> {
+        let lately = self.meddled.iter().filter(|(_, (_, at))| at.elapsed() < LATELY);
+        lately.map(|(gpu, (what, _))| (gpu.clone(), what.clone())).collect()
     }
 
     /// Index and device number of a GPU.
@@ -399,7 +413,7 @@ impl Gpus {
                 }
             );
             warn!(gpu = %gpu, message);
-            self.meddled.insert(gpu.clone(), message);
+            self.meddled.insert(gpu.clone(), (message, Instant::now()));
             if all {
                 // After a reset it works again.
                 self.critical.remove(gpu);

@@ -5,7 +5,9 @@
 //! write its CDI specification, offer to the kubelet, be acknowledged, advertise on the Node, report Idle; and back: withdraw
 //! from kubelet and Node, be acknowledged, be held by nobody, destroy.
 
+mod announce;
 pub mod cdi;
+mod conflicts;
 mod gpus;
 mod handoff;
 pub mod journal;
@@ -17,7 +19,7 @@ mod state;
 
 use std::fmt::Debug;
 use std::future::Future;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -35,6 +37,7 @@ use tracing::{info, warn};
 use crate::api::mig_node::{MIGNode, MIGNodeSpec, MIGNodeStatus};
 use crate::api::names;
 use crate::runtime::{Clients, Ready};
+use announce::Announcer;
 use handoff::Handoff;
 use handoff::kubelet::book::SharedBook;
 use handoff::kubelet::{Folders, Kubelet};
@@ -118,8 +121,10 @@ pub enum Error {
     #[error(transparent)]
     Socket(#[from] slicegate_kubelet_api::socket::SocketError),
     /// The boot id cannot be read.
-    #[error("cannot read the boot id from {path}: {source}", path = BOOT_ID)]
+    #[error("cannot read the boot id from {}: {source}; --proc-root must be the node's /proc", .path.display())]
     BootId {
+        /// The file.
+        path: PathBuf,
         /// What the system said.
         source: std::io::Error,
     },
@@ -128,7 +133,8 @@ pub enum Error {
     Ended(&'static str),
 }
 
-const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+/// In `/proc`.
+const BOOT_ID: &str = "sys/kernel/random/boot_id";
 
 /// Runs the agent until `shutdown`. Slices and journal stay as they are.
 pub async fn run(
@@ -145,9 +151,7 @@ pub async fn run(
     }
     let boot_id = match &args.boot_id {
         Some(id) => id.clone(),
-        None => {
-            std::fs::read_to_string(BOOT_ID).map_err(|source| Error::BootId { source })?.trim().to_owned()
-        }
+        None => read_boot_id(&args.cdi.host.proc)?,
     };
     let mig_nodes: Api<MIGNode> = Api::all(clients.calls.clone());
     ensure(&mig_nodes, &name).await?;
@@ -195,7 +199,11 @@ pub async fn run(
     let cdi = (args.kubelet == KubeletMode::DevicePlugin).then(|| cdi::CdiDir::new(&args.cdi));
     let _events = follow_events(&driver, &messages);
     let rescan = Duration::from_secs(args.rescan_seconds.max(1));
-    let means = Means { name, boot_id, driver, node_status, mig_nodes, metrics, messages, cdi };
+    let plugins =
+        (args.kubelet == KubeletMode::DevicePlugin).then(|| args.kubelet_dir.join("device-plugins"));
+    let announcer = Announcer::new(clients.calls.clone(), &name);
+    let means =
+        Means { name, boot_id, driver, node_status, mig_nodes, announcer, metrics, messages, cdi, plugins };
     let mut agent = Agent::new(means, book, handoff);
     agent.begin_scan();
     let mut next_scan = Instant::now() + rescan;
@@ -235,6 +243,14 @@ pub async fn run(
         warn!("gave up waiting for NVML calls under way; the journal knows of them");
     }
     Ok(())
+}
+
+fn read_boot_id(proc: &Path) -> Result<String, Error> {
+    let path = proc.join(BOOT_ID);
+    match std::fs::read_to_string(&path) {
+        Ok(id) => Ok(id.trim().to_owned()),
+        Err(source) => Err(Error::BootId { path, source }),
+    }
 }
 
 fn api_error(what: String, source: kube::Error) -> Error {

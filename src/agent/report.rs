@@ -8,6 +8,7 @@ use slicegate_core::geometry::Model;
 use slicegate_core::node::SliceState;
 use slicegate_core::time::Timestamp;
 
+use super::conflicts::Conflict;
 use super::nvml::{Found, GpuInfo};
 use crate::api::convert::mig::state_to_api;
 use crate::api::convert::time;
@@ -28,6 +29,10 @@ pub struct Facts<'a> {
     pub damage: Option<&'a str>,
     /// What stands between agent and kubelet, if something does.
     pub kubelet: Option<&'a str>,
+    /// What pods may miss though all is well.
+    pub notice: Option<String>,
+    /// Who else has a hand in the GPUs.
+    pub conflicts: &'a [Conflict],
     /// The slices.
     pub reports: &'a [Report],
     /// Foreign instances, by GPU.
@@ -81,7 +86,20 @@ pub fn status(now: Timestamp, facts: &Facts<'_>, before: &MIGNodeStatus) -> MIGN
         driver_version: Some(facts.driver_version.to_owned()),
         agent_version: Some(env!("CARGO_PKG_VERSION").to_owned()),
         observed_generation: Some(facts.generation),
-        conditions: vec![ready(now, verdict(facts), before)],
+        conditions: vec![
+            condition(now, "Ready", verdict(facts), before),
+            condition(now, "Conflict", conflict(facts.conflicts), before),
+        ],
+    }
+}
+
+fn conflict(conflicts: &[Conflict]) -> Verdict {
+    match conflicts.first() {
+        None => ("False", "None", "Nobody else has a hand in the node's GPUs.".to_owned()),
+        Some(first) => {
+            let all: Vec<&str> = conflicts.iter().map(|conflict| conflict.message.as_str()).collect();
+            ("True", first.reason, all.join(" "))
+        }
     }
 }
 
@@ -133,21 +151,36 @@ fn slice(report: &Report) -> SliceStatus {
             Some(Holder::Pod(name)) => Some(name.clone()),
             _ => None,
         },
+        process: match report.holder {
+            Some(Holder::Process(id)) => Some(id),
+            _ => None,
+        },
+        restart_pod: report.restart_pod,
         message: report.message.clone(),
     }
 }
 
-/// The condition Ready; its time is that of `before` while its status is.
-fn ready(now: Timestamp, (status, reason, message): Verdict, before: &MIGNodeStatus) -> Condition {
-    let same = before.conditions.iter().find(|c| c.type_ == "Ready" && c.status == status);
+/// A condition; its time is that of `before` while its status is.
+fn condition(
+    now: Timestamp,
+    type_: &str,
+    (status, reason, message): Verdict,
+    before: &MIGNodeStatus,
+) -> Condition {
+    let same = before.conditions.iter().find(|c| c.type_ == type_ && c.status == status);
     Condition {
-        type_: "Ready".to_owned(),
+        type_: type_.to_owned(),
         status: status.to_owned(),
         reason: reason.to_owned(),
         message,
         observed_generation: None,
         last_transition_time: same.map_or_else(|| time(now), |c| c.last_transition_time.clone()),
     }
+}
+
+fn replace(status: &mut MIGNodeStatus, condition: Condition) {
+    status.conditions.retain(|c| c.type_ != condition.type_);
+    status.conditions.insert(0, condition);
 }
 
 /// Status, reason and message of a condition.
@@ -191,14 +224,15 @@ fn verdict(facts: &Facts<'_>) -> Verdict {
     if !off.is_empty() {
         return ("True", "SomeGPUsUnusable", how_to_enable());
     }
-    ("True", "Ready", "Slices can be made on every GPU.".to_owned())
+    let notice = facts.notice.as_ref().map(|notice| format!(" {notice}")).unwrap_or_default();
+    ("True", "Ready", format!("Slices can be made on every GPU.{notice}"))
 }
 
 /// The status of a node whose agent ends in good order: what is there stays.
 pub fn stopped(now: Timestamp, before: &MIGNodeStatus) -> MIGNodeStatus {
     let message = "The agent has ended. Pods keep their slices; nothing new is placed here until it is back.";
     let mut status = before.clone();
-    status.conditions = vec![ready(now, ("False", "AgentStopped", message.to_owned()), before)];
+    replace(&mut status, condition(now, "Ready", ("False", "AgentStopped", message.to_owned()), before));
     status
 }
 
@@ -213,6 +247,6 @@ pub fn unavailable(now: Timestamp, message: &str, before: &MIGNodeStatus) -> MIG
         slice.state = ApiState::Failed;
         slice.message = Some(message.to_owned());
     }
-    status.conditions = vec![ready(now, ("False", "NVMLUnavailable", message.to_owned()), before)];
+    replace(&mut status, condition(now, "Ready", ("False", "NVMLUnavailable", message.to_owned()), before));
     status
 }

@@ -1,6 +1,7 @@
 //! What the agent knows, and one step of it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -14,10 +15,12 @@ use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, spawn_blocking};
 use tracing::{debug, warn};
 
+use super::announce::Announcer;
 use super::cdi::{CdiDir, SliceDevice};
+use super::conflicts::{Signs, conflicts};
 use super::gpus::{Done, Gpus, Look, OperationError, Scan};
 use super::handoff::kubelet::book::SharedBook;
-use super::handoff::kubelet::{Registration, ResourcesError, Seen};
+use super::handoff::kubelet::{Registration, ResourcesError, Seen, WHOLE_GPU};
 use super::handoff::stand_in::Holders;
 use super::handoff::{Handoff, Open, Shown};
 use super::node_status::NodeStatus;
@@ -26,6 +29,7 @@ use super::report::{self, Facts};
 use super::{Metrics, PAUSE, ensure, report_unavailable, write_status};
 use crate::api::convert::{mig, now};
 use crate::api::mig_node::{MIGNode, MIGNodeStatus, SliceStatus};
+use crate::api::names;
 
 /// What reaches the deciding task.
 pub enum Message {
@@ -69,6 +73,10 @@ pub struct Means {
     pub messages: mpsc::Sender<Message>,
     /// What containers find on the node; none without a kubelet.
     pub cdi: Option<CdiDir>,
+    /// The kubelet's folder of plugins; none without a kubelet.
+    pub plugins: Option<PathBuf>,
+    /// Events.
+    pub announcer: Announcer,
 }
 
 /// What the agent knows.
@@ -81,6 +89,9 @@ pub struct Agent {
     /// Whether slices are made anew after each pod.
     remake_after_use: bool,
     controller_version: Option<String>,
+    node: Option<Node>,
+    /// Sockets of other device plugins.
+    plugins: BTreeSet<String>,
     generation: i64,
     missing: bool,
     /// MIG devices that were ours by the MIGNode, when this agent started.
@@ -108,6 +119,8 @@ impl Agent {
             wanted: None,
             remake_after_use: false,
             controller_version: None,
+            node: None,
+            plugins: BTreeSet::new(),
             generation: 0,
             missing: false,
             ours_before: BTreeSet::new(),
@@ -144,7 +157,10 @@ impl Agent {
                 warn!(node = self.means.name, "the MIGNode is gone; making it again");
                 self.missing = true;
             }
-            Message::Node(node) => self.means.node_status.observe(node.as_deref()),
+            Message::Node(node) => {
+                self.means.node_status.observe(node.as_deref());
+                self.node = node.map(|node| *node);
+            }
             Message::Done(done) => self.gpus.take_in_done(*done, &mut self.book.lock().journal),
             Message::Scanned(scan) => {
                 if let (Err(error), false) = (&scan.gpus, self.gpus.scanned) {
@@ -155,6 +171,7 @@ impl Agent {
                 }
                 // What stands in the folder of CDI specifications may have been changed, too.
                 self.described = None;
+                self.plugins.clone_from(&scan.plugins);
                 let counted = self.gpus.take_in_scan(*scan, &mut self.book.lock().journal);
                 for (gpu, begun) in counted {
                     self.release(&gpu, begun);
@@ -193,6 +210,11 @@ impl Agent {
     fn take_in_object(&mut self, object: &MIGNode) {
         self.missing = false;
         self.generation = object.metadata.generation.unwrap_or_default();
+        self.means.announcer.set_uid(object.metadata.uid.clone());
+        let annotations = object.metadata.annotations.as_ref();
+        self.controller_version =
+            annotations.and_then(|annotations| annotations.get(names::CONTROLLER_VERSION)).cloned();
+        self.remake_after_use = object.spec.remake_after_use;
         if self.wanted.is_none() {
             self.take_in_former(object);
         } else if object.status != self.written && object.status.is_none() {
@@ -255,8 +277,10 @@ impl Agent {
         }
         let (driver, epochs, messages) =
             (self.means.driver.clone(), self.gpus.epochs(), self.means.messages.clone());
+        let plugins = self.means.plugins.clone();
         self.scan = Some(tokio::spawn(async move {
-            if let Ok(scan) = spawn_blocking(move || Scan::now(&driver, epochs)).await {
+            let scan = spawn_blocking(move || Scan::now(&driver, epochs, plugins.as_deref()));
+            if let Ok(scan) = scan.await {
                 // Nobody listens any more only when the agent ends.
                 let _ = messages.send(Message::Scanned(Box::new(scan))).await;
             }
@@ -534,12 +558,15 @@ impl Agent {
         let mut problems = self.gpus.problems.clone();
         problems.extend(self.obstacle.clone());
         let unhealthy = self.gpus.unhealthy();
+        let conflicts = conflicts(&self.signs());
         let facts = Facts {
             gpus: self.gpus.list(),
             unhealthy: &unhealthy,
             problems: &problems,
             damage: damage.as_deref(),
             kubelet: self.handoff.trouble(),
+            notice: self.means.cdi.as_ref().and_then(CdiDir::notice),
+            conflicts: &conflicts,
             reports: &self.reports,
             foreign: &foreign,
             boot_id: &self.means.boot_id,
@@ -550,10 +577,32 @@ impl Agent {
             report::status(moment, &facts, self.written.as_ref().unwrap_or(&MIGNodeStatus::default()));
         if self.written.as_ref() != Some(&status) {
             write_status(&self.means.mig_nodes, &self.means.name, &status).await?;
-            self.written = Some(status);
+            let before = self.written.replace(status).map(|status| status.conditions).unwrap_or_default();
+            let after = self.written.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
+            self.means.announcer.announce(&before, after).await;
         }
         self.reported = true;
         Ok(())
+    }
+
+    /// What may betray that somebody else has a hand in the GPUs.
+    fn signs(&self) -> Signs<'_> {
+        let seen = match &self.handoff {
+            Handoff::Kubelet(kubelet) => kubelet.seen(),
+            Handoff::StandIn(_) => None,
+        };
+        let allocatable = self.node.as_ref().and_then(|node| node.status.as_ref()?.allocatable.as_ref());
+        let whole_gpus = allocatable.and_then(|all| all.get(WHOLE_GPU)?.0.parse().ok());
+        Signs {
+            plugins: self.plugins.clone(),
+            devices: seen.map(|seen| seen.strange.clone()).unwrap_or_default(),
+            labels: self.node.as_ref().and_then(|node| node.metadata.labels.clone()).unwrap_or_default(),
+            whole_gpus: whole_gpus.unwrap_or(0),
+            whole_gpu_pods: seen.map(|seen| seen.whole_gpu.clone()).unwrap_or_default(),
+            meddled: self.gpus.meddled(),
+            controller: self.controller_version.as_deref(),
+            agent: env!("CARGO_PKG_VERSION"),
+        }
     }
 
     /// Says in the MIGNode that the agent ends: its slices stay, and nothing new is placed here until it is back.

@@ -34,7 +34,7 @@ use plugin::{Allocator, Lists};
 use registrar::Registrar;
 pub use registrar::Registration;
 use resources::Resources;
-pub use resources::{ResourcesError, Seen};
+pub use resources::{ResourcesError, Seen, WHOLE_GPU};
 
 /// Pauses between looks while something is awaited, and the rest between looks while pods have slices. A look is two requests
 /// of the hundred a second that the kubelet answers, of which it answers ten in one go.

@@ -22,7 +22,7 @@ use tokio::time::timeout;
 /// How long the kubelet may take to answer.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// Whole GPUs, as NVIDIA's device plugin offers them.
-const WHOLE_GPU: &str = "nvidia.com/gpu";
+pub const WHOLE_GPU: &str = "nvidia.com/gpu";
 
 /// Why the kubelet's word cannot be had.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
