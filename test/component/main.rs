@@ -4,8 +4,10 @@
 
 mod agent;
 mod crds;
+mod health;
 mod manifests;
 mod repository;
+mod simulator;
 
 use std::path::{Path, PathBuf};
 

@@ -12,7 +12,7 @@ use slicegate_core::geometry::{Model, Profile, Slice};
 use slicegate_core::id::GpuUuid;
 use slicegate_core::profile::ProfileName;
 
-use super::error::{CreateError, NvmlError, code};
+use super::error::{Activation, CreateError, NvmlError, code};
 use super::raw::{self, ComputeProfile, GpuInstance, Mig};
 use crate::agent::metrics::Metrics;
 use crate::api::mig_node::MigMode;
@@ -71,7 +71,7 @@ pub struct Found {
     pub processes: Vec<u32>,
 }
 
-/// NVML, loaded once for the life of the agent.
+/// NVML, loaded. Dropping it shuts NVML down, so that the driver can be upgraded; whoever holds it holds the driver.
 pub struct Driver {
     nvml: Nvml,
     version: String,
@@ -82,14 +82,20 @@ pub struct Driver {
 /// What does not change while the driver is loaded: a GPU's profiles with NVML's numbers for them.
 struct Tables {
     model: Arc<Model>,
+    /// All that NVML has, those that `model` leaves out as well.
     profiles: Vec<raw::Profile>,
     compute: Mutex<BTreeMap<u32, Vec<ComputeProfile>>>,
 }
 
 impl Tables {
-    fn by_name(&self, name: &ProfileName) -> Option<(&raw::Profile, &Profile)> {
-        let profile = self.model.profile(name)?;
-        Some((self.profiles.iter().find(|p| p.id == profile.id)?, profile))
+    /// Profile and place of an instance.
+    fn place(&self, instance: GpuInstance) -> Slice {
+        let known = self.model.profiles.iter().find(|p| p.id == instance.profile_id);
+        Slice {
+            start: u8::try_from(instance.start).unwrap_or(u8::MAX),
+            size: u8::try_from(instance.size).unwrap_or(u8::MAX),
+            profile: known.map_or_else(|| ProfileName::unknown(instance.profile_id), |p| p.name.clone()),
+        }
     }
 
     fn compute_profiles(
@@ -146,7 +152,7 @@ impl Driver {
 
     /// The GPUs of the node, and what is wrong with those that do not answer: they must not take the others with them.
     pub fn gpus(&self) -> Result<(Vec<GpuInfo>, Vec<String>), NvmlError> {
-        let count = self.nvml.device_count().map_err(|e| wrapped("nvmlDeviceGetCount_v2", &e))?;
+        let count = self.count()?;
         let (mut gpus, mut problems) = (Vec::new(), Vec::new());
         for index in 0..count {
             match self.gpu(index) {
@@ -159,26 +165,42 @@ impl Driver {
 
     fn gpu(&self, index: u32) -> Result<GpuInfo, NvmlError> {
         let device = self.device(index)?;
-        let uuid = device.uuid().map_err(|e| wrapped("nvmlDeviceGetUUID", &e))?;
+        let uuid = Self::uuid(&device)?;
         let mig_mode = match device.mig_mode() {
             Ok(mode) if mode.current == 1 => MigMode::Enabled,
             Ok(_) => MigMode::Disabled,
             Err(WrapperError::NotSupported) => MigMode::NotSupported,
-            Err(error) => return Err(wrapped("nvmlDeviceGetMigMode", &error)),
+            Err(error) => return Err(wrapped("nvmlDeviceGetMigMode", error)),
         };
         let tables = self.tables(index)?;
-        Ok(GpuInfo { uuid: uuid.into(), index, model: tables.model.clone(), mig_mode })
+        Ok(GpuInfo { uuid, index, model: tables.model.clone(), mig_mode })
     }
 
-    /// The GPU instances of a GPU, whoever made them.
+    /// The minor number of a GPU, as in `/dev/nvidia<minor>`. A change of the MIG mode may change it.
+    pub fn minor_number(&self, index: u32) -> Result<u32, NvmlError> {
+        self.device(index)?.minor_number().map_err(|e| wrapped("nvmlDeviceGetMinorNumber", e))
+    }
+
+    /// Asks for MIG mode. That it was taken does not mean that it is on: see [`Activation`].
+    pub fn enable_mig_mode(&self, index: u32) -> Result<Activation, NvmlError> {
+        let status = self.timed("set_mig_mode", || {
+            self.device(index)?.set_mig_mode(true).map_err(|e| wrapped("nvmlDeviceSetMigMode", e))
+        })?;
+        // The change may have reset the GPU, which makes its handle another.
+        let mode = self.device(index)?.mig_mode().map_err(|e| wrapped("nvmlDeviceGetMigMode", e))?;
+        Ok(if mode.current == 1 { Activation::Active } else { Activation::Pending { index, status } })
+    }
+
+    /// The GPU instances of a GPU, whoever made them. One of a profile that [`GpuInfo::model`] lacks is named
+    /// [`ProfileName::unknown`].
     pub fn instances(&self, index: u32) -> Result<Vec<Found>, NvmlError> {
         let tables = self.tables(index)?;
         let device = self.device(index)?;
         let mig = Mig::of(&self.nvml, &device);
         let mut listed = Vec::new();
-        for profile in &tables.model.profiles {
+        for profile in &tables.profiles {
             match mig.instances(profile.id) {
-                Ok(instances) => listed.extend(instances.into_iter().map(|i| (profile, i))),
+                Ok(instances) => listed.extend(instances),
                 // MIG mode is off.
                 Err(NvmlError { code: code::NOT_SUPPORTED, .. }) => return Ok(Vec::new()),
                 Err(error) => return Err(error),
@@ -187,7 +209,7 @@ impl Driver {
         let devices = if listed.is_empty() { Vec::new() } else { mig.devices()? };
         listed
             .into_iter()
-            .map(|(profile, instance)| {
+            .map(|instance| {
                 let inside: Vec<_> = devices.iter().filter(|d| d.instance == instance.id).collect();
                 let full = tables.full_width(&mig, instance)?;
                 let whole = match (full, inside.as_slice()) {
@@ -198,7 +220,7 @@ impl Driver {
                 };
                 Ok(Found {
                     id: instance.id,
-                    slice: place(profile, instance),
+                    slice: tables.place(instance),
                     compute: whole.then(|| Compute { id: inside[0].compute, uuid: inside[0].uuid.clone() }),
                     processes: inside.iter().flat_map(|d| d.processes.clone()).collect(),
                 })
@@ -211,8 +233,9 @@ impl Driver {
         let tables = self.tables(index).map_err(CreateError::Instance)?;
         let device = self.device(index).map_err(CreateError::Instance)?;
         let mig = Mig::of(&self.nvml, &device);
-        let (profile, table) = tables
-            .by_name(&slice.profile)
+        let profile = tables
+            .model
+            .profile(&slice.profile)
             .ok_or_else(|| CreateError::NoProfile(slice.profile.to_string()))?;
         let instance = self
             .timed("create_gpu_instance", || {
@@ -245,7 +268,7 @@ impl Driver {
         match uuid {
             Some(uuid) => Ok(Found {
                 id: instance.id,
-                slice: place(table, instance),
+                slice: tables.place(instance),
                 compute: Some(Compute { id: compute.id, uuid }),
                 processes: Vec::new(),
             }),
@@ -266,10 +289,7 @@ impl Driver {
             Err(NvmlError { code: code::NOT_FOUND, .. }) => return Ok(()),
             Err(error) => return Err(error),
         };
-        let is_meant = tables.by_name(&slice.profile).is_some_and(|(profile, table)| {
-            profile.id == instance.profile_id && place(table, instance) == *slice
-        });
-        if !is_meant {
+        if tables.place(instance) != *slice {
             return Ok(());
         }
         for profile in tables.compute_profiles(&mig, instance)? {
@@ -280,8 +300,20 @@ impl Driver {
         self.timed("destroy_gpu_instance", || mig.destroy_instance(instance))
     }
 
-    fn device(&self, index: u32) -> Result<Device<'_>, NvmlError> {
-        self.nvml.device_by_index(index).map_err(|e| wrapped("nvmlDeviceGetHandleByIndex_v2", &e))
+    pub(super) fn nvml(&self) -> &Nvml {
+        &self.nvml
+    }
+
+    pub(super) fn count(&self) -> Result<u32, NvmlError> {
+        self.nvml.device_count().map_err(|e| wrapped("nvmlDeviceGetCount_v2", e))
+    }
+
+    pub(super) fn uuid(device: &Device<'_>) -> Result<GpuUuid, NvmlError> {
+        device.uuid().map(GpuUuid::from).map_err(|e| wrapped("nvmlDeviceGetUUID", e))
+    }
+
+    pub(super) fn device(&self, index: u32) -> Result<Device<'_>, NvmlError> {
+        self.nvml.device_by_index(index).map_err(|e| wrapped("nvmlDeviceGetHandleByIndex_v2", e))
     }
 
     fn tables(&self, index: u32) -> Result<Arc<Tables>, NvmlError> {
@@ -289,7 +321,7 @@ impl Driver {
             return Ok(tables.clone());
         }
         let device = self.device(index)?;
-        let name = device.name().map_err(|e| wrapped("nvmlDeviceGetName", &e))?;
+        let name = device.name().map_err(|e| wrapped("nvmlDeviceGetName", e))?;
         let mig = Mig::of(&self.nvml, &device);
         let profiles = mig.profiles()?;
         let mut model = Model { name: name.as_str().into(), units: 0, profiles: Vec::new() };
@@ -332,43 +364,12 @@ impl Driver {
     }
 }
 
-fn place(profile: &Profile, instance: GpuInstance) -> Slice {
-    Slice {
-        start: u8::try_from(instance.start).unwrap_or(u8::MAX),
-        size: u8::try_from(instance.size).unwrap_or(u8::MAX),
-        profile: profile.name.clone(),
-    }
-}
-
 /// nvml-wrapper's error as a code again.
-#[expect(deprecated, reason = "NVML may still return it")]
-fn wrapped(call: &'static str, error: &WrapperError) -> NvmlError {
+fn wrapped(call: &'static str, error: WrapperError) -> NvmlError {
     let code = match error {
-        WrapperError::Uninitialized => 1,
-        WrapperError::InvalidArg => 2,
-        WrapperError::NotSupported => 3,
-        WrapperError::NoPermission => 4,
-        WrapperError::AlreadyInitialized => 5,
-        WrapperError::NotFound => 6,
-        WrapperError::InsufficientSize(_) => 7,
-        WrapperError::InsufficientPower => 8,
-        WrapperError::DriverNotLoaded => 9,
-        WrapperError::Timeout => 10,
-        WrapperError::IrqIssue => 11,
-        WrapperError::LibraryNotFound => 12,
-        WrapperError::FunctionNotFound => 13,
-        WrapperError::CorruptedInfoROM => 14,
-        WrapperError::GpuLost => 15,
-        WrapperError::ResetRequired => 16,
-        WrapperError::OperatingSystem => 17,
-        WrapperError::LibRmVersionMismatch => 18,
-        WrapperError::InUse => 19,
-        WrapperError::InsufficientMemory => 20,
-        WrapperError::NoData => 21,
-        WrapperError::VgpuEccNotSupported => 22,
-        WrapperError::UnexpectedVariant(code) => *code,
+        // To nvml-wrapper, a function that the library lacks is an unknown error.
         WrapperError::FailedToLoadSymbol(_) => code::FUNCTION_NOT_FOUND,
-        _ => 999,
+        other => other.into(),
     };
     NvmlError { call, code }
 }

@@ -1,5 +1,7 @@
 //! NVML's return codes, in words.
 
+use std::fmt;
+
 use slicegate_core::agent::Compute;
 
 /// A call that did not succeed. nvml-wrapper does not know every code that the MIG calls return, hence our own.
@@ -46,6 +48,37 @@ pub enum CreateError {
     NoProfile(String),
 }
 
+/// What became of a GPU's MIG mode when it was asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activation {
+    /// It is on.
+    Active,
+    /// It is taken note of and comes with the GPU's next reset.
+    Pending {
+        /// The GPU's index.
+        index: u32,
+        /// Why it is not on: the `activationStatus` of `nvmlDeviceSetMigMode`.
+        status: u32,
+    },
+}
+
+impl fmt::Display for Activation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Active => f.write_str("MIG mode is on"),
+            Self::Pending { index, status } => write!(
+                f,
+                "MIG mode of GPU {index} is pending: {}{}; drain the node and reset the GPU: nvidia-smi -r -i {index}",
+                name(*status),
+                match *status {
+                    code::IN_USE => ", for a process or another NVML client, such as DCGM, holds the GPU",
+                    _ => "",
+                }
+            ),
+        }
+    }
+}
+
 /// What an attempt to make a slice leaves behind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Left {
@@ -85,7 +118,10 @@ pub mod code {
     pub const NOT_SUPPORTED: u32 = 3;
     pub const NOT_FOUND: u32 = 6;
     pub const INSUFFICIENT_SIZE: u32 = 7;
+    pub const TIMEOUT: u32 = 10;
     pub const FUNCTION_NOT_FOUND: u32 = 13;
+    pub const IN_USE: u32 = 19;
+    pub const UNKNOWN: u32 = 999;
 }
 
 fn name(code: u32) -> String {

@@ -2,7 +2,9 @@
 
 mod driver;
 mod error;
+mod events;
 mod raw;
 
 pub use driver::{Driver, Found, GpuInfo, OpenError};
-pub use error::{CreateError, Left, NvmlError};
+pub use error::{Activation, CreateError, Left, NvmlError};
+pub use events::{Event, EventKind, Events};

@@ -365,6 +365,87 @@ pub struct MigDevice {
     pub processes: Vec<u32>,
 }
 
+/// An event as NVML reports it.
+#[derive(Clone, Copy, Debug)]
+pub struct EventData {
+    device: sys::nvmlDevice_t,
+    /// Bits of `nvmlEventType*`.
+    pub types: u64,
+    /// The XID, for a critical error.
+    pub data: u64,
+    /// The GPU instance that it concerns; `None` for the whole GPU.
+    pub instance: Option<u32>,
+    /// The compute instance that it concerns.
+    pub compute: Option<u32>,
+}
+
+impl EventData {
+    /// Whether it is of this device.
+    pub fn is_of(&self, device: &Device<'_>) -> bool {
+        // SAFETY: the handle is only compared.
+        self.device == unsafe { device.handle() }
+    }
+}
+
+/// A set of events to wait for. nvml-wrapper's own tells nothing of instances.
+pub struct EventSet<'nvml> {
+    lib: &'nvml sys::NvmlLib,
+    set: sys::nvmlEventSet_t,
+}
+
+impl<'nvml> EventSet<'nvml> {
+    /// A set of none.
+    pub fn new(nvml: &'nvml Nvml) -> Result<Self, NvmlError> {
+        let lib = nvml.lib();
+        let mut set = ptr::null_mut();
+        call!(lib, nvmlEventSetCreate, &raw mut set)?;
+        Ok(Self { lib, set })
+    }
+
+    /// Adds those of the `wanted` events of a GPU that it supports, and returns them.
+    pub fn register(&self, device: &Device<'nvml>, wanted: u64) -> Result<u64, NvmlError> {
+        // SAFETY: the handle is used only while the library that it belongs to is borrowed.
+        let device = unsafe { device.handle() };
+        let mut supported = 0;
+        call!(self.lib, nvmlDeviceGetSupportedEventTypes, device, &raw mut supported)?;
+        call!(self.lib, nvmlDeviceRegisterEvents, device, supported & wanted, self.set)?;
+        Ok(supported & wanted)
+    }
+
+    /// Waits for the next event; `None` when none came in time.
+    pub fn wait(&self, milliseconds: u32) -> Result<Option<EventData>, NvmlError> {
+        // SAFETY: a C struct of integers and a pointer, for which all zeros is a value.
+        let mut data: sys::nvmlEventData_t = unsafe { zeroed() };
+        match call!(self.lib, nvmlEventSetWait_v2, self.set, &raw mut data, milliseconds) {
+            Ok(()) => Ok(Some(EventData {
+                device: data.device,
+                types: data.eventType,
+                data: data.eventData,
+                instance: instance_id(data.gpuInstanceId),
+                compute: instance_id(data.computeInstanceId),
+            })),
+            Err(NvmlError { code: code::TIMEOUT, .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn free(&self) -> Result<(), NvmlError> {
+        call!(self.lib, nvmlEventSetFree, self.set)
+    }
+}
+
+impl Drop for EventSet<'_> {
+    fn drop(&mut self) {
+        // What cannot be freed goes with the library.
+        let _ = self.free();
+    }
+}
+
+/// `nvml.h` has all ones for no instance.
+fn instance_id(id: u32) -> Option<u32> {
+    (id != u32::MAX).then_some(id)
+}
+
 /// `NVML_STRUCT_VERSION`.
 fn version<T>(number: u32) -> u32 {
     u32::try_from(size_of::<T>()).unwrap_or(0) | number << 24

@@ -129,7 +129,8 @@ impl Ledger {
             .collect();
         let mut enter = |uuid: &GpuUuid, slice: &Slice, origin, observed| {
             let Some(book) = gpus.get_mut(uuid) else { return };
-            if book.model.check(slice, book.slices(|_| true)).is_ok() {
+            // A foreign instance is there, whether or not our tables know how.
+            if origin == Origin::Foreign || book.model.check(slice, book.slices(|_| true)).is_ok() {
                 book.slots.push(Slot { slice: slice.clone(), origin, observed });
             }
         };

@@ -45,9 +45,18 @@ impl Media {
     }
 }
 
+/// What the name of a profile begins with that has none here, before NVML's id.
+const UNKNOWN: &str = "unknown-";
+
 const ATTRIBUTES: [&str; 4] = ["+me", "+me.all", "+gfx", "-me"];
 
 impl ProfileName {
+    /// Stands for a profile that NVML names in no way known here, as a later driver may: its instances take room like any
+    /// other, but nobody can ask for it. `id` is NVML's profile id.
+    pub fn unknown(id: u32) -> Self {
+        Self(format!("{UNKNOWN}{id}").into())
+    }
+
     /// The name as NVML spells it.
     pub fn as_str(&self) -> &str {
         &self.0
@@ -65,7 +74,8 @@ impl ProfileName {
             Some((base, attribute)) => format!("{base}gb+{attribute}"),
             None => name.to_owned(),
         };
-        Some(spelled.parse().map_err(|_| InvalidProfileName(name.to_owned())))
+        let parsed = if spelled.starts_with(UNKNOWN) { None } else { spelled.parse().ok() };
+        Some(parsed.ok_or_else(|| InvalidProfileName(name.to_owned())))
     }
 
     /// What the profile takes of the media engines, which its name says.
@@ -93,7 +103,8 @@ impl FromStr for ProfileName {
             sizes.split_once("g.").is_some_and(|(compute, memory)| digits(compute) && digits(memory))
                 && (attribute.is_empty() || ATTRIBUTES.contains(&attribute))
         });
-        if valid { Ok(Self(name.into())) } else { Err(InvalidProfileName(name.to_owned())) }
+        let unknown = || name.strip_prefix(UNKNOWN).is_some_and(|id| id.parse::<u32>().is_ok());
+        if valid || unknown() { Ok(Self(name.into())) } else { Err(InvalidProfileName(name.to_owned())) }
     }
 }
 
@@ -126,9 +137,29 @@ mod tests {
     }
 
     #[test]
+    fn a_profile_without_a_known_name_can_be_reported_and_read_back() {
+        let unknown = ProfileName::unknown(20);
+        assert_eq!(unknown.as_str(), "unknown-20");
+        assert_eq!("unknown-20".parse(), Ok(unknown.clone()));
+        assert_eq!((unknown.media(), unknown.attribute()), (Media::Share, ""));
+        assert!("unknown-x".parse::<ProfileName>().is_err());
+    }
+
+    #[test]
     fn what_is_no_profile_is_refused_with_its_name() {
         assert_eq!(ProfileName::from_resource("nvidia.com/gpu"), None);
-        for name in ["foo", "1g", "1g.gb", "g.5gb", "1g.5gb.you", "1c.3g.20gb", "1g.5gb+me+me", "1g.5gb "] {
+        for name in [
+            "foo",
+            "unknown-20",
+            "unknown-",
+            "1g",
+            "1g.gb",
+            "g.5gb",
+            "1g.5gb.you",
+            "1c.3g.20gb",
+            "1g.5gb+me+me",
+            "1g.5gb ",
+        ] {
             let error = ProfileName::from_resource(&format!("nvidia.com/mig-{name}")).unwrap().unwrap_err();
             assert!(error.to_string().contains(name), "{error}");
         }

@@ -102,6 +102,12 @@ fn of_slices_that_exclude_each_other_the_one_that_cannot_go_away_stays() {
     declare(&mut foreign, &[large.clone(), slice("2g.12gb", 2, 2)], SliceState::Idle);
     assert_eq!(declared(&open(&foreign)), [slice("2g.12gb", 2, 2)]);
 
+    // What our tables do not know is there all the same.
+    let mut unknown = mig(&[a30()]);
+    unknown.foreign.push((gpu(0), slice("unknown-99", 1, 1)));
+    declare(&mut unknown, &[large.clone(), slice("2g.12gb", 2, 2)], SliceState::Idle);
+    assert_eq!(declared(&open(&unknown)), [slice("2g.12gb", 2, 2)]);
+
     let mut leaving = mig(&[a30()]);
     leaving.slices.push(observed(&small, SliceState::Draining));
     declare(&mut leaving, std::slice::from_ref(&large), SliceState::Creating);
