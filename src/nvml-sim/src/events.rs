@@ -22,7 +22,7 @@ pub(crate) struct Event {
     /// The NVML index of the GPU.
     pub gpu: u32,
     /// One bit of `nvmlEventType*`.
-    pub event_type: u64,
+    pub kind: u64,
     /// The XID.
     pub data: u64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -38,7 +38,7 @@ impl Event {
         gpu_instance_id: Option<u32>,
         compute_instance_id: Option<u32>,
     ) -> Self {
-        Self { gpu, event_type: XID, data: xid, gpu_instance_id, compute_instance_id }
+        Self { gpu, kind: XID, data: xid, gpu_instance_id, compute_instance_id }
     }
 }
 
@@ -79,7 +79,7 @@ pub(crate) fn mig_config_changes(before: &State, after: &State) -> Vec<Event> {
     gpus.filter(|(_, (before, after))| instances(before) != instances(after))
         .map(|(gpu, _)| Event {
             gpu,
-            event_type: MIG_CONFIG_CHANGE,
+            kind: MIG_CONFIG_CHANGE,
             data: 0,
             gpu_instance_id: None,
             compute_instance_id: None,
@@ -110,7 +110,7 @@ impl EventSet {
     pub(crate) fn next(&mut self, events: &Events) -> Option<Event> {
         let wanted = |(number, event): &(u64, &Event)| {
             let registered = self.registered.get(&event.gpu);
-            registered.is_some_and(|(types, from)| types & event.event_type != 0 && number >= from)
+            registered.is_some_and(|(types, from)| types & event.kind != 0 && number >= from)
         };
         let found = events.since(self.read).find(wanted).map(|(number, event)| (number, event.clone()));
         self.read = found.as_ref().map_or(events.next, |(number, _)| number + 1);
@@ -133,7 +133,7 @@ mod tests {
         let mut set = EventSet::default();
         set.register(0, XID, &events);
         events.push(Event::xid(1, 2, None, None));
-        events.push(Event { event_type: MIG_CONFIG_CHANGE, ..Event::xid(0, 3, None, None) });
+        events.push(Event { kind: MIG_CONFIG_CHANGE, ..Event::xid(0, 3, None, None) });
         events.push(Event::xid(0, 4, None, None));
         events.push(Event::xid(0, 5, None, None));
         assert_eq!(xids(&mut set, &events), [4, 5]);

@@ -84,7 +84,7 @@ pub unsafe extern "C" fn nvmlEventSetWait_v2(
         let event = s.wait(event_set(set)?, Duration::from_millis(timeoutms.into()))?;
         out.put(nvmlEventData_t {
             device: intern(Handle::Gpu(event.gpu)),
-            eventType: event.event_type,
+            eventType: event.kind,
             eventData: event.data,
             gpuInstanceId: event.gpu_instance_id.unwrap_or(NO_INSTANCE),
             computeInstanceId: event.compute_instance_id.unwrap_or(NO_INSTANCE),
