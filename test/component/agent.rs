@@ -1,7 +1,6 @@
-//! The agent's NVML side against the real C ABI. The simulator reads its configuration when it is loaded, so each scenario
-//! runs in a process of its own: this test binary, called again.
+//! The agent's NVML side against the real C ABI.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
 use nvml_sim::{Config, StateDir};
@@ -12,32 +11,11 @@ use slicegate::api::mig_node::MigMode;
 use slicegate_core::geometry::Slice;
 use slicegate_core::id::GpuUuid;
 
-const CHILD: &str = "SLICEGATE_TEST_CHILD";
-
-/// cargo puts the library of a dev-dependency beside the test.
-fn library() -> PathBuf {
-    std::env::current_exe().unwrap().parent().unwrap().join("libnvml_sim.so")
-}
+use crate::simulator::{self, library};
 
 /// Runs `body` in a process whose simulator has this configuration. Returns what that process wrote to stderr, in this one.
 fn scenario(test: &str, config: impl FnOnce(&Path) -> Config, body: impl FnOnce(&Path)) -> Option<String> {
-    if let Some(folder) = std::env::var_os(CHILD) {
-        body(Path::new(&folder));
-        return None;
-    }
-    let folder = tempfile::tempdir().unwrap();
-    let file = folder.path().join("config.json");
-    std::fs::write(&file, serde_json::to_vec(&config(folder.path())).unwrap()).unwrap();
-    let output = Command::new(std::env::current_exe().unwrap())
-        .args([&format!("agent::{test}"), "--exact", "--nocapture", "--include-ignored"])
-        .env(CHILD, folder.path())
-        .env("SLICEGATE_NVML_SIM_CONFIG", &file)
-        .output()
-        .unwrap();
-    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    // A name that matches no test is a success to the test runner.
-    assert!(output.status.success() && out.contains("1 passed"), "{out}\n{err}");
-    Some(err.into_owned())
+    simulator::scenario(&format!("agent::{test}"), config, body)
 }
 
 fn a100(folder: &Path) -> Config {
@@ -664,7 +642,7 @@ fn a_state_that_is_corrupted_later_is_an_error_until_it_is_repaired() {
         assert!(matches!(driver.create(0, &slice("1g.10gb", 0, 1)), Err(CreateError::Instance(_))));
         let (gpus, problems) = driver.gpus().unwrap();
         assert!(
-            gpus.is_empty() && problems[0].contains("nvmlDeviceGetMigMode: UNKNOWN (999)"),
+            gpus.is_empty() && problems[0].contains("nvmlDeviceGetHandleByIndex_v2: UNKNOWN (999)"),
             "{problems:?}"
         );
         std::fs::write(&file, sound).unwrap();

@@ -4,9 +4,11 @@
 
 mod agent;
 mod crds;
+mod health;
 mod kubelet;
 mod manifests;
 mod repository;
+mod simulator;
 
 use std::path::{Path, PathBuf};
 
