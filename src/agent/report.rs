@@ -128,6 +128,8 @@ fn slice(report: &Report) -> SliceStatus {
         gpu_instance_id: report.instance,
         compute_instance_id: report.compute.as_ref().map(|c| c.id),
         pod: report.holder.clone(),
+        process: None,
+        restart_pod: false,
         message: report.message.clone(),
     }
 }
