@@ -83,6 +83,10 @@ pub struct MIGNodeSpec {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64))]
     pub holds: Vec<Hold>,
+    /// Whether the agent destroys and makes anew each slice after every pod that had it. Set where a SlicePolicy that applies
+    /// to the node has sliceReuse Never.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub remake_after_use: bool,
 }
 
 /// The slices wanted on one GPU.
@@ -323,6 +327,13 @@ pub struct SliceStatus {
     /// The pod that holds it, as namespace/name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pod: Option<String>,
+    /// A process that holds it though no pod is known to: it keeps the slice until it ends.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub process: Option<u32>,
+    /// True when the pod got the slice by a name that is no longer valid, since the slice had to be made again: the pod must
+    /// be deleted to go on, which the controller does if the pod is of a workload of its own.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub restart_pod: bool,
     /// Why it is Failed, or cannot be drained.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
@@ -335,7 +346,7 @@ pub enum SliceState {
     Creating,
     /// Made and schedulable; held by no pod.
     Idle,
-    /// Held by a pod.
+    /// Held by a pod, or by a process without one.
     InUse,
     /// No longer wanted, and about to be destroyed.
     Draining,

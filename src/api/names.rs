@@ -8,6 +8,8 @@ pub const CONTROLLER_NAME: &str = "slicegate.dev/mig";
 pub const GATE: &str = "slicegate.dev/claim";
 /// Label that carries a Workload's uid to its pods, through `podSetUpdates`.
 pub const WORKLOAD_LABEL: &str = "slicegate.dev/workload";
+/// Annotation with which the controller marks each MIGNode: its version. An agent of another version says so in a condition.
+pub const CONTROLLER_VERSION: &str = "slicegate.dev/controller-version";
 /// Field manager of the controller's writes.
 pub const CONTROLLER_MANAGER: &str = "slicegate-controller";
 /// Field manager of the agents' writes.

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// How an AdmissionCheck reserves slices. An AdmissionCheck names one in spec.parameters; every field has a default.
@@ -20,6 +21,7 @@ use serde::{Deserialize, Serialize};
     printcolumn(name = "Hold", type_ = "integer", json_path = ".spec.holdSeconds"),
     printcolumn(name = "Max Hold", type_ = "integer", json_path = ".spec.maxHoldSeconds"),
     printcolumn(name = "Idle Retention", type_ = "integer", json_path = ".spec.idleSliceRetentionSeconds"),
+    printcolumn(name = "Reuse", type_ = "string", json_path = ".spec.sliceReuse"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
 #[serde(rename_all = "camelCase")]
@@ -42,6 +44,22 @@ pub struct SlicePolicySpec {
     /// Labels of the nodes that the check may use. Empty: all that have a MIGNode.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub node_selector: BTreeMap<String, String>,
+    /// Whether a slice that one pod has had may go to the next as it is. Always is fastest: the next pod waits for no NVML
+    /// call. Never makes each slice anew after every pod that had it, so that nothing is left of one tenant when the next
+    /// comes; each pod then costs the time of destroying and making a slice. Where several policies apply to a node, Never
+    /// wins there for all.
+    #[serde(default)]
+    pub slice_reuse: SliceReuse,
+}
+
+/// Whether slices are used again.
+#[derive(JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SliceReuse {
+    /// As they are.
+    #[default]
+    Always,
+    /// Only after they were made anew.
+    Never,
 }
 
 fn hold_seconds() -> u32 {
@@ -63,6 +81,7 @@ impl Default for SlicePolicySpec {
             max_hold_seconds: max_hold_seconds(),
             idle_slice_retention_seconds: idle_slice_retention_seconds(),
             node_selector: BTreeMap::new(),
+            slice_reuse: SliceReuse::default(),
         }
     }
 }

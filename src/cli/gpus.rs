@@ -11,8 +11,7 @@ use crate::api::mig_node::{GpuStatus, Health, MIGNodeStatus, MigMode, SliceState
 const WIDTH: usize = 72;
 
 /// What the marks mean.
-pub const LEGEND: &str =
-    "* in use   (none) idle   + being made   - being taken away   ! failed   # not Slicegate's   . free";
+pub const LEGEND: &str = "* in use   ? process without pod   (none) idle   + being made   - being taken away   ! failed   # not Slicegate's   . free";
 
 struct Block {
     start: usize,
@@ -59,6 +58,7 @@ fn gpu_picture(status: &MIGNodeStatus, gpu: &GpuStatus, colour: bool) -> String 
         .filter(|s| s.gpu == gpu.uuid)
         .map(|s| {
             let (mark, colour) = match s.state {
+                SliceState::InUse if s.pod.is_none() && s.process.is_some() => ('?', 31),
                 SliceState::InUse => ('*', 32),
                 SliceState::Idle => (' ', 36),
                 SliceState::Creating => ('+', 33),
@@ -123,6 +123,7 @@ gpus:
 slices:
 - {gpu: GPU-0, profile: 3g.40gb, start: 4, size: 4, state: InUse, since: '2026-01-01T00:00:00Z'}
 - {gpu: GPU-0, profile: 1g.10gb, start: 1, size: 1, state: Creating, since: '2026-01-01T00:00:00Z'}
+- {gpu: GPU-0, profile: 1g.10gb, start: 3, size: 1, state: InUse, since: '2026-01-01T00:00:00Z', process: 4711}
 foreign: [{gpu: GPU-0, profile: 1g.10gb, start: 2, size: 1}]
 ";
         node.status = Some(serde_saphyr::from_str(status).unwrap());
@@ -136,7 +137,7 @@ foreign: [{gpu: GPU-0, profile: 1g.10gb, start: 2, size: 1}]
             text.lines().collect::<Vec<_>>(),
             [
                 "gpu-a  2 × NVIDIA A100-SXM4-80GB",
-                "   0 |........|1g.10gb+|1g.10gb#|........|3g.40gb*                           |",
+                "   0 |........|1g.10gb+|1g.10gb#|1g.10gb?|3g.40gb*                           |",
                 "   1 MIG mode Disabled",
                 LEGEND,
             ]

@@ -9,7 +9,7 @@ use slicegate_core::constraints::Constraints;
 use slicegate_core::workload::Policy;
 
 use crate::api::convert::workload::Checks;
-use crate::api::{SlicePolicy, SlicePolicySpec, kueue, names};
+use crate::api::{SlicePolicy, SlicePolicySpec, SliceReuse, kueue, names};
 
 /// Condition type that Kueue looks at (`apis/kueue/v1beta2/admissioncheck_types.go`, `AdmissionCheckActive`).
 pub const ACTIVE: &str = "Active";
@@ -149,6 +149,7 @@ fn policy(spec: &SlicePolicySpec) -> Policy {
         hold: Duration::from_secs(u64::from(spec.hold_seconds)),
         max_hold: Duration::from_secs(u64::from(spec.max_hold_seconds)),
         nodes: Constraints { node_selector: spec.node_selector.clone(), ..Constraints::default() },
+        reuse: spec.slice_reuse == SliceReuse::Always,
     }
 }
 

@@ -10,14 +10,14 @@ use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::{Resource, ResourceExt};
 use slicegate_core::id::{Attempt, NodeName, PodSetName, PodUid, WorkloadKey, WorkloadUid};
 use slicegate_core::node::{self, NodeSpec};
-use slicegate_core::plan::Snapshot;
+use slicegate_core::plan::{Notice, Snapshot};
 use slicegate_core::resources::Resources;
 use slicegate_core::time::Timestamp;
 use slicegate_core::workload::Workload;
 
 use super::checks::{self, Book};
 use crate::api::convert::{mig, node as host, pod, workload};
-use crate::api::{MIGNode, SlicePolicy, kueue};
+use crate::api::{MIGNode, SlicePolicy, kueue, names};
 
 /// A change of one kind of object.
 #[derive(Debug)]
@@ -76,6 +76,8 @@ struct PodEntry {
 struct MigEntry {
     object: MIGNode,
     lagging: Option<(i64, Timestamp)>,
+    /// Processes that hold a slice without a pod, with the slice's GPU and start, and since when that has been seen.
+    orphans: BTreeMap<(u32, String, u8), Timestamp>,
 }
 
 /// The controller's knowledge.
@@ -289,7 +291,16 @@ impl Index {
             Some((then, since)) if then == observed => (observed, since),
             _ => (observed, now),
         });
-        self.migs.insert(name.clone(), MigEntry { object, lagging });
+        let status = object.status.iter().flat_map(|s| &s.slices);
+        let orphans = status
+            .filter(|s| s.pod.is_none())
+            .filter_map(|s| Some((s.process?, s.gpu.clone(), s.start)))
+            .map(|key| {
+                let since = known.and_then(|k| k.orphans.get(&key)).copied().unwrap_or(now);
+                (key, since)
+            })
+            .collect();
+        self.migs.insert(name.clone(), MigEntry { object, lagging, orphans });
         self.assemble(&name);
     }
 
@@ -310,6 +321,13 @@ impl Index {
         });
         let mig = self.migs.get(name).map(|entry| {
             let mut mig = mig::from_api(&entry.object, entry.lagging.map(|(_, since)| since));
+            for slice in &mut mig.slices {
+                if let Some(node::Holder::Process(pid)) = slice.holder
+                    && let Some(since) = entry.orphans.get(&(pid, slice.gpu.to_string(), slice.slice.start))
+                {
+                    slice.since = *since;
+                }
+            }
             if let Some(spec) = self.pending_specs.get(name) {
                 mig.spec = spec.clone();
                 mig.busy = true;
@@ -365,7 +383,6 @@ impl Index {
     fn forget_pod(&mut self, uid: &PodUid) {
         self.forget_pod_entry(uid);
         self.snapshot.pods.remove(uid);
-        self.snapshot.told.remove(uid);
     }
 
     fn forget_pod_entry(&mut self, uid: &PodUid) {
@@ -407,6 +424,7 @@ impl Index {
     }
 
     fn convert_workloads(&mut self) {
+        self.snapshot.policies = self.checks.policies().values().cloned().collect();
         for uid in self.workloads.keys().cloned().collect::<Vec<_>>() {
             self.convert_workload(&uid);
         }
@@ -467,9 +485,24 @@ impl Index {
         }
     }
 
-    /// Notes that a pod's owner has been told why it stays gated.
-    pub fn set_told(&mut self, uid: &PodUid) {
-        self.snapshot.told.insert(uid.clone());
+    /// Notes that something has been said.
+    pub fn set_told(&mut self, notice: Notice) {
+        self.snapshot.told.insert(notice);
+    }
+
+    /// Forgets what was said of things that are no longer the case.
+    pub fn retain_told(&mut self, notices: &BTreeSet<Notice>) {
+        self.snapshot.told.retain(|notice| notices.contains(notice));
+    }
+
+    /// The MIGNodes that do not bear this version of the controller, with their uids.
+    pub fn without_mark(&self, version: &str) -> Vec<(NodeName, String)> {
+        let unmarked = |entry: &&MigEntry| {
+            let mark = entry.object.annotations().get(names::CONTROLLER_VERSION);
+            mark.is_none_or(|mark| mark != version) && entry.object.metadata.deletion_timestamp.is_none()
+        };
+        let entries = self.migs.iter().filter(|(_, entry)| unmarked(entry));
+        entries.map(|(name, entry)| (name.clone(), uid_of(&entry.object))).collect()
     }
 
     /// Takes in all the pods of a workload as just read from the API server, after the end of these reservations of it.

@@ -1,8 +1,10 @@
 //! The controller's metrics.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
-use prometheus::{Histogram, HistogramOpts, IntCounterVec, Opts, Registry};
+use prometheus::{Histogram, HistogramOpts, IntCounterVec, IntGaugeVec, Opts, Registry};
+use slicegate_core::profile::ProfileName;
 use slicegate_core::workload::CheckState;
 
 use super::writer::{Outcome, state_name};
@@ -12,6 +14,7 @@ pub struct Metrics {
     transitions: IntCounterVec,
     reserve_to_ready: Histogram,
     writes: IntCounterVec,
+    taken: IntGaugeVec,
     pub(super) plan_seconds: Histogram,
 }
 
@@ -42,6 +45,13 @@ impl Metrics {
             ),
             &["what", "result"],
         )?;
+        let taken = IntGaugeVec::new(
+            Opts::new(
+                "slicegate_slices_taken",
+                "Slices held by pods that came past the queue, or by processes without a pod, by profile",
+            ),
+            &["profile"],
+        )?;
         let plan_seconds = Histogram::with_opts(
             HistogramOpts::new("slicegate_plan_seconds", "Time to decide, over everything that is known")
                 .buckets(prometheus::exponential_buckets(0.000_05, 3.0, 10)?),
@@ -49,8 +59,9 @@ impl Metrics {
         registry.register(Box::new(transitions.clone()))?;
         registry.register(Box::new(reserve_to_ready.clone()))?;
         registry.register(Box::new(writes.clone()))?;
+        registry.register(Box::new(taken.clone()))?;
         registry.register(Box::new(plan_seconds.clone()))?;
-        Ok(Self { transitions, reserve_to_ready, writes, plan_seconds })
+        Ok(Self { transitions, reserve_to_ready, writes, taken, plan_seconds })
     }
 
     pub(super) fn transition(&self, from: CheckState, to: CheckState) {
@@ -59,6 +70,17 @@ impl Metrics {
 
     pub(super) fn reserve_to_ready(&self, elapsed: Duration) {
         self.reserve_to_ready.observe(elapsed.as_secs_f64() * 1000.0);
+    }
+
+    /// Sets the gauge of taken slices. A profile of which none is taken any more stays, with 0: an absent series raises no
+    /// alarm, but ends none either.
+    pub(super) fn taken(&self, taken: &BTreeMap<ProfileName, u32>, before: &BTreeMap<ProfileName, u32>) {
+        for profile in before.keys().filter(|profile| !taken.contains_key(profile)) {
+            self.taken.with_label_values(&[profile.as_str()]).set(0);
+        }
+        for (profile, count) in taken {
+            self.taken.with_label_values(&[profile.as_str()]).set(i64::from(*count));
+        }
     }
 
     pub(super) fn write(&self, what: &str, outcome: Outcome) {

@@ -20,7 +20,8 @@ use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::{Api, Client};
 use slicegate_core::id::{Attempt, NodeName, PodUid, WorkloadKey, WorkloadUid};
 use slicegate_core::node::NodeSpec;
-use slicegate_core::plan::{Action, Limits, plan};
+use slicegate_core::plan::{Action, Limits, Notice, plan};
+use slicegate_core::profile::ProfileName;
 use slicegate_core::workload::CheckState;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::sleep;
@@ -35,6 +36,8 @@ use writer::{CheckEntry, Outcome, Writer};
 
 /// Writes under way at the same time, over all objects.
 const CONCURRENT_WRITES: usize = 64;
+/// What MIGNodes are marked with, for agents to compare with their own.
+const VERSION: &str = env!("CARGO_PKG_VERSION");
 /// Messages taken in before the next decision, so that a flood of events does not keep decisions from being made.
 const BATCH: usize = 4096;
 
@@ -91,7 +94,9 @@ enum About {
     Pod(PodUid),
     Confirm { workload: WorkloadKey, attempts: BTreeSet<Attempt>, answer: Option<(u64, Vec<Pod>)> },
     Active(String),
-    Event,
+    Event(Notice),
+    Mark(NodeName),
+    Deletion(PodUid),
 }
 
 struct Transition {
@@ -121,6 +126,10 @@ pub async fn run(
         slots: Arc::new(Semaphore::new(CONCURRENT_WRITES)),
         confirming: BTreeSet::new(),
         activating: BTreeSet::new(),
+        telling: BTreeSet::new(),
+        marking: BTreeSet::new(),
+        deleting: BTreeSet::new(),
+        taken: BTreeMap::new(),
         opened: BTreeMap::new(),
         in_flight: 0,
     };
@@ -180,6 +189,11 @@ struct Controller {
     slots: Arc<Semaphore>,
     confirming: BTreeSet<WorkloadUid>,
     activating: BTreeSet<String>,
+    telling: BTreeSet<Notice>,
+    marking: BTreeSet<NodeName>,
+    deleting: BTreeSet<PodUid>,
+    /// The gauge of taken slices as it was set last.
+    taken: BTreeMap<ProfileName, u32>,
     /// When each open reservation was first seen, for the histogram of reserve-to-ready.
     opened: BTreeMap<WorkloadUid, (Attempt, Instant)>,
     in_flight: usize,
@@ -291,7 +305,21 @@ impl Controller {
                 self.metrics.write("active", done.outcome);
                 self.activating.remove(&name);
             }
-            About::Event => self.metrics.write("event", done.outcome),
+            About::Event(notice) => {
+                self.metrics.write("event", done.outcome);
+                self.telling.remove(&notice);
+                if done.outcome == Outcome::Written {
+                    self.index.set_told(notice);
+                }
+            }
+            About::Mark(name) => {
+                self.metrics.write("mark", done.outcome);
+                self.marking.remove(&name);
+            }
+            About::Deletion(uid) => {
+                self.metrics.write("deletion", done.outcome);
+                self.deleting.remove(&uid);
+            }
         }
     }
 
@@ -305,11 +333,19 @@ impl Controller {
         let timer = self.metrics.plan_seconds.start_timer();
         let plan = plan(now, self.index.snapshot(), &self.limits);
         timer.observe_duration();
+        self.index.retain_told(&plan.notices);
+        if self.taken != plan.taken {
+            self.metrics.taken(&plan.taken, &self.taken);
+            self.taken = plan.taken;
+        }
         for action in plan.actions {
             self.begin(action);
         }
         for verdict in self.index.stale_conditions() {
             self.begin_active(verdict);
+        }
+        for (node, uid) in self.index.without_mark(VERSION) {
+            self.begin_mark(node, uid);
         }
         plan.recheck_at.map(|at| (at - now).max(Duration::from_millis(1)))
     }
@@ -379,11 +415,23 @@ impl Controller {
                     Done { about: About::Pod(pod.uid), outcome, update }
                 });
             }
-            Action::Tell { pod, reason, note } => {
-                self.index.set_told(&pod.uid);
+            Action::Tell { notice, note } => {
+                if !self.telling.insert(notice.clone()) {
+                    return;
+                }
                 self.spawn(async move {
-                    let outcome = writer.tell(&pod, reason, &note).await;
-                    Done { about: About::Event, outcome, update: None }
+                    let outcome = writer.tell(&notice, &note).await;
+                    Done { about: About::Event(notice), outcome, update: None }
+                });
+            }
+            Action::DeletePod { pod } => {
+                if !self.deleting.insert(pod.uid.clone()) {
+                    return;
+                }
+                info!(namespace = %pod.namespace, pod = %pod.name, "its slice was made anew; deleting the pod");
+                self.spawn(async move {
+                    let (outcome, update) = writer.delete_pod(&pod).await;
+                    Done { about: About::Deletion(pod.uid), outcome, update }
                 });
             }
         }
@@ -398,6 +446,17 @@ impl Controller {
         self.spawn(async move {
             let (outcome, update) = writer.set_active(&verdict, time(now())).await;
             Done { about: About::Active(verdict.check), outcome, update }
+        });
+    }
+
+    fn begin_mark(&mut self, node: NodeName, uid: String) {
+        if !self.marking.insert(node.clone()) {
+            return;
+        }
+        let writer = self.writer.clone();
+        self.spawn(async move {
+            let (outcome, update) = writer.mark(&node, &uid, VERSION).await;
+            Done { about: About::Mark(node), outcome, update }
         });
     }
 

@@ -12,7 +12,7 @@ use kube::{Api, Client, ResourceExt};
 use serde::Serialize;
 use slicegate_core::id::{NodeName, PodSetName, WorkloadKey};
 use slicegate_core::node::{NodeSpec, Version};
-use slicegate_core::plan::PodKey;
+use slicegate_core::plan::{Matter, Notice, PodKey, Subject};
 use slicegate_core::workload::CheckState;
 use tracing::{debug, warn};
 
@@ -160,27 +160,61 @@ impl Writer {
         }
     }
 
-    /// Tells a pod's owner something, in an Event.
-    pub async fn tell(&self, pod: &PodKey, reason: &str, note: &str) -> Outcome {
-        let reference = ObjectReference {
-            api_version: Some("v1".to_owned()),
-            kind: Some("Pod".to_owned()),
-            namespace: Some(pod.namespace.to_string()),
-            name: Some(pod.name.to_string()),
-            uid: Some(pod.uid.to_string()),
-            ..ObjectReference::default()
+    /// Deletes a pod, if it is still the same. Returns it as it is then: on its way out.
+    pub async fn delete_pod(&self, pod: &PodKey) -> (Outcome, Option<Update>) {
+        let api: Api<Pod> = Api::namespaced(self.client.clone(), &pod.namespace);
+        let uid = Some(pod.uid.to_string());
+        let parameters = DeleteParams {
+            preconditions: Some(Preconditions { uid, resource_version: None }),
+            ..DeleteParams::default()
         };
+        match api.delete(&pod.name, &parameters).await {
+            Ok(answer) => (Outcome::Written, answer.left().map(|pod| Update::Pod(Change::Apply(pod)))),
+            Err(kube::Error::Api(status)) if status.code == 404 => (Outcome::Written, None),
+            Err(error) => {
+                self.complain("pod deletion", &format!("{}/{}", pod.namespace, pod.name), &error).await;
+                let gone = matches!(&error, kube::Error::Api(status) if status.code == 409);
+                (if gone { Outcome::Conflict } else { Outcome::Failed }, None)
+            }
+        }
+    }
+
+    /// Marks a MIGNode with the controller's version.
+    pub async fn mark(&self, node: &NodeName, uid: &str, version: &str) -> (Outcome, Option<Update>) {
+        let api: Api<MIGNode> = Api::all(self.client.clone());
+        let patch = serde_json::json!({"metadata": {"uid": uid, "annotations": {names::CONTROLLER_VERSION: version}}});
+        let result = api.patch(node.as_str(), &params(), &Patch::Merge(patch)).await;
+        let unchanged = |object: &MIGNode| object.uid().as_deref() == Some(uid);
+        self.finish("MIGNode annotation", node.as_str(), result, &api, Update::MigNode, unchanged).await
+    }
+
+    /// Tells the readers of an object's Events something.
+    pub async fn tell(&self, notice: &Notice, note: &str) -> Outcome {
+        let (reference, action) = match &notice.about {
+            Subject::Pod(pod) => (reference::<Pod>(Some(&pod.namespace), &pod.name, pod.uid.as_str()), "Run"),
+            Subject::Workload(workload) => (
+                reference::<kueue::Workload>(
+                    Some(&workload.namespace),
+                    &workload.name,
+                    workload.uid.as_str(),
+                ),
+                "Run",
+            ),
+            Subject::MigNode { name, uid } => (reference::<MIGNode>(None, name.as_str(), uid), "Lend"),
+        };
+        let action = if notice.matter == Matter::NotQueued { "Reserve" } else { action };
         let event = Event {
             type_: EventType::Warning,
-            reason: reason.to_owned(),
-            note: Some(note.to_owned()),
-            action: "Reserve".to_owned(),
+            reason: notice.matter.reason().to_owned(),
+            note: Some(shortened(note)),
+            action: action.to_owned(),
             secondary: None,
         };
         match self.recorder.publish(&event, &reference).await {
             Ok(()) => Outcome::Written,
             Err(error) => {
-                self.complain("event", &format!("{}/{}", pod.namespace, pod.name), &error).await;
+                let name = reference.name.as_deref().unwrap_or_default();
+                self.complain("event", name, &error).await;
                 Outcome::Failed
             }
         }
@@ -258,6 +292,33 @@ impl Writer {
         warn!(what, name, %error, "write failed; trying again");
         tokio::time::sleep(PAUSE).await;
     }
+}
+
+fn reference<K: kube::Resource<DynamicType = ()>>(
+    namespace: Option<&str>,
+    name: &str,
+    uid: &str,
+) -> ObjectReference {
+    ObjectReference {
+        api_version: Some(K::api_version(&()).into_owned()),
+        kind: Some(K::kind(&()).into_owned()),
+        namespace: namespace.map(str::to_owned),
+        name: Some(name.to_owned()),
+        uid: Some(uid.to_owned()),
+        ..ObjectReference::default()
+    }
+}
+
+/// The most bytes of an Event's note that the API server takes (`pkg/apis/core/validation/events.go`, `NoteLengthLimit`).
+const NOTE: usize = 1024;
+
+/// A note that is too long, cut: it may quote what NVML or an agent says.
+fn shortened(note: &str) -> String {
+    if note.len() <= NOTE {
+        return note.to_owned();
+    }
+    let end = (0..=NOTE - '…'.len_utf8()).rev().find(|i| note.is_char_boundary(*i)).unwrap_or(0);
+    format!("{}…", &note[..end])
 }
 
 fn params() -> PatchParams {
@@ -359,4 +420,19 @@ struct CheckPatch<'a> {
 #[derive(Debug, Serialize)]
 struct CheckStatusPatch {
     conditions: [Condition; 1],
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{NOTE, shortened};
+
+    #[test]
+    fn a_note_that_no_event_could_hold_is_cut_between_characters() {
+        assert_eq!(shortened("short"), "short");
+        for odd in 0..3 {
+            let note = format!("{}{}", "x".repeat(odd), "é".repeat(NOTE));
+            let cut = shortened(&note);
+            assert!(cut.len() <= NOTE && cut.len() > NOTE - 4 && cut.ends_with("é…"), "{odd}");
+        }
+    }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use kube::ResourceExt;
 use slicegate_core::geometry::{Model, Profile, Slice};
 use slicegate_core::id::{Attempt, GpuUuid, PodSetName, WorkloadKey, WorkloadUid};
-use slicegate_core::node::{Claim, Gpu, Hold, MigNode, NodeSpec, ObservedSlice, SliceState, Version};
+use slicegate_core::node::{Claim, Gpu, Hold, Holder, MigNode, NodeSpec, ObservedSlice, SliceState, Version};
 use slicegate_core::time::Timestamp;
 
 use super::{time, timestamp};
@@ -28,6 +28,7 @@ pub fn from_api(object: &api::MIGNode, lagging_since: Option<Timestamp>) -> MigN
         confirmed,
         busy: false,
         lagging_since,
+        ready: !status.conditions.iter().any(|c| c.type_ == "Ready" && c.status == "False"),
         gpus: status
             .gpus
             .iter()
@@ -48,6 +49,9 @@ pub fn from_api(object: &api::MIGNode, lagging_since: Option<Timestamp>) -> MigN
                     slice: slice(&s.profile, s.start, s.size)?,
                     state: state_from_api(s.state),
                     since: timestamp(&s.since),
+                    holder: holder(s),
+                    restart_pod: s.restart_pod,
+                    message: s.message.as_deref().map(Arc::from),
                 })
             })
             .collect(),
@@ -119,6 +123,7 @@ pub fn spec_from_api(spec: &api::MIGNodeSpec) -> NodeSpec {
                 until: timestamp(&h.until),
             })
             .collect(),
+        remake_after_use: spec.remake_after_use,
     }
 }
 
@@ -163,7 +168,15 @@ pub fn spec_to_api(spec: &NodeSpec) -> api::MIGNodeSpec {
                 until: time(h.until),
             })
             .collect(),
+        remake_after_use: spec.remake_after_use,
     }
+}
+
+/// What holds a slice. A pod is what the agent knows best: a process beside it is the pod's.
+fn holder(slice: &api::SliceStatus) -> Option<Holder> {
+    let pod = slice.pod.as_deref().and_then(|pod| pod.split_once('/'));
+    pod.map(|(namespace, name)| Holder::Pod { namespace: namespace.into(), name: name.into() })
+        .or_else(|| slice.process.map(Holder::Process))
 }
 
 fn state_from_api(state: api::SliceState) -> SliceState {

@@ -227,6 +227,13 @@ impl Ledger {
         }
     }
 
+    /// Whether a slice is wanted.
+    pub fn declares(&self, gpu: &GpuUuid, slice: &Slice) -> bool {
+        self.gpus
+            .get(gpu)
+            .is_some_and(|book| book.slots.iter().any(|s| s.slice == *slice && s.origin == Origin::Declared))
+    }
+
     /// Slices by profile that are in use and that no claim can count on.
     pub fn taken(&self) -> &BTreeMap<ProfileName, u32> {
         &self.taken

@@ -11,7 +11,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::holders::wanted;
 use super::{Action, Pass};
 use crate::hands::{self, Hands};
 use crate::id::{Attempt, NodeName, PodSetName, WorkloadUid};
@@ -273,10 +272,9 @@ impl Pass<'_> {
         let Some(mig) = self.world.nodes.get(name).and_then(|n| n.mig.as_ref()) else { return 0 };
         let in_use: Vec<(&ObservedSlice, &Hands)> =
             self.in_use(name, mig).into_iter().filter(|(o, _)| o.slice.profile == *profile).collect();
-        let idle = mig
-            .slices
-            .iter()
-            .filter(|o| o.slice.profile == *profile && o.state == SliceState::Idle && wanted(mig, o));
+        let idle = mig.slices.iter().filter(|o| {
+            o.slice.profile == *profile && o.state == SliceState::Idle && self.wants(name, mig, o)
+        });
         let there =
             in_use.iter().filter(|(_, hands)| passed || **hands != Hands::Leaving).count() + idle.count();
         let taken = hands::taken(in_use.iter().map(|(_, hands)| (profile, *hands)), &mig.confirmed.claims);

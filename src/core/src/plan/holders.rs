@@ -6,7 +6,7 @@ use super::notice::{Matter, Notice, Place, Subject};
 use super::{Action, Pass, Pod};
 use crate::hands::Hands;
 use crate::id::NodeName;
-use crate::node::{Holder, MigNode, Node, ObservedSlice, SliceState};
+use crate::node::{Holder, MigNode, Node, NodeSpec, ObservedSlice, SliceState};
 use crate::profile::ProfileName;
 use crate::workload::Workload;
 
@@ -52,7 +52,17 @@ impl<'a> Pass<'a> {
     ) -> Vec<(&'b ObservedSlice, &'b Hands)> {
         let hands = self.hands.get(node).map_or(&[][..], Vec::as_slice);
         let in_use = mig.slices.iter().zip(hands).filter(|(o, _)| o.state == SliceState::InUse);
-        in_use.filter(|(o, _)| wanted(mig, o)).collect()
+        in_use.filter(|(o, _)| self.wants(node, mig, o)).collect()
+    }
+
+    /// Whether `spec` wants a slice: as the API server holds it, with a write of ours that is under way, and with the one that
+    /// is being decided on.
+    pub(super) fn wants(&self, node: &NodeName, mig: &MigNode, observed: &ObservedSlice) -> bool {
+        let ObservedSlice { gpu, slice, .. } = observed;
+        let wanted = |spec: &NodeSpec| spec.gpus.get(gpu).is_some_and(|slices| slices.contains(slice));
+        wanted(&mig.confirmed)
+            && wanted(&mig.spec)
+            && self.books.get(node).is_some_and(|book| book.declares(gpu, slice))
     }
 
     /// How many slices of each profile the live pods on each node are still to get: those that they ask for, less those that
@@ -208,13 +218,6 @@ impl<'a> Pass<'a> {
         }
         said
     }
-}
-
-/// Whether `spec` wants a slice: as the API server holds it, and with a write of ours that is under way.
-pub(super) fn wanted(mig: &MigNode, observed: &ObservedSlice) -> bool {
-    [&mig.confirmed, &mig.spec]
-        .iter()
-        .all(|spec| spec.gpus.get(&observed.gpu).is_some_and(|slices| slices.contains(&observed.slice)))
 }
 
 fn place(node: &Node, observed: &ObservedSlice) -> Place {

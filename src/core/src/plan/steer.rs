@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 
-use super::holders::wanted;
 use super::notice::{Matter, Subject};
 use super::{Action, Pass, Pod};
 use crate::id::{NodeName, PodSetName, WorkloadUid};
@@ -92,7 +91,26 @@ impl<'a> Pass<'a> {
             let kept = self.books.get(&node.name).map_or(0, |book| book.pods_of(&workload.key.uid, pod_set));
             let place = (workload.key.uid.clone(), pod_set.clone(), node.name.clone());
             let sent = here.get(&place).copied().unwrap_or(0);
-            (sent < claimed.min(kept) && has_idle(node, mig, demand, outstanding)).then(|| node.name.clone())
+            (sent < claimed.min(kept) && self.has_idle(node, mig, demand, outstanding))
+                .then(|| node.name.clone())
+        })
+    }
+
+    /// Whether a node has idle slices for one more pod, beside those that pods sent there before are still to get. A claim is no
+    /// slice: one that broke or was taken has to be made good first, or the claim to be given up for one elsewhere.
+    fn has_idle(&self, node: &Node, mig: &MigNode, demand: &PodSetDemand, outstanding: &Outstanding) -> bool {
+        demand.slices.iter().all(|(profile, count)| {
+            let idle = mig
+                .slices
+                .iter()
+                .filter(|o| {
+                    o.slice.profile == *profile
+                        && o.state == SliceState::Idle
+                        && self.wants(&node.name, mig, o)
+                })
+                .count();
+            let due = outstanding.get(&(node.name.clone(), profile.clone())).copied().unwrap_or(0);
+            u32::try_from(idle).unwrap_or(u32::MAX) >= due.saturating_add(*count)
         })
     }
 
@@ -116,17 +134,3 @@ impl<'a> Pass<'a> {
 
 /// Slices of each profile that pods on each node are still to get.
 type Outstanding = BTreeMap<(NodeName, ProfileName), u32>;
-
-/// Whether a node has idle slices for one more pod, beside those that pods sent there before are still to get. A claim is no
-/// slice: one that broke or was taken has to be made good first, or the claim to be given up for one elsewhere.
-fn has_idle(node: &Node, mig: &MigNode, demand: &PodSetDemand, outstanding: &Outstanding) -> bool {
-    demand.slices.iter().all(|(profile, count)| {
-        let idle = mig
-            .slices
-            .iter()
-            .filter(|o| o.slice.profile == *profile && o.state == SliceState::Idle && wanted(mig, o))
-            .count();
-        let due = outstanding.get(&(node.name.clone(), profile.clone())).copied().unwrap_or(0);
-        u32::try_from(idle).unwrap_or(u32::MAX) >= due.saturating_add(*count)
-    })
-}
