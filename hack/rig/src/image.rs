@@ -149,6 +149,8 @@ impl Image {
         // The same content gives the same image, whoever builds it and whenever.
         layer.mode(tar::HeaderMode::Deterministic);
         layer.follow_symlinks(false);
+        // containerd reads no sparse files.
+        layer.sparse(false);
         if let Some(root) = &self.root {
             layer.append_dir_all("", root).with_context(|| format!("read {}", root.display()))?;
         }

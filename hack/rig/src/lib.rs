@@ -43,6 +43,7 @@ mod process;
 mod progress;
 mod ready;
 pub mod real_node;
+pub mod real_operator;
 mod repo;
 mod rig;
 mod state;

@@ -112,7 +112,7 @@ impl<'rig> RealOperator<'rig> {
 
     /// The simulator's state, for what happens to GPUs.
     pub fn gpu_state(&self) -> Result<nvml_sim::StateDir> {
-        Ok(nvml_sim::StateDir::new(&self.simulator()?.join("state")))
+        Ok(nvml_sim::StateDir::open(self.simulator()?.join("state")))
     }
 
     /// Sets the boot that the node is in, as the agent and the GPUs see it, and the latencies and faults of what starts from
@@ -170,9 +170,16 @@ impl<'rig> RealOperator<'rig> {
     /// Runs the agent with further arguments from now on, as an administrator who edits the DaemonSet.
     pub async fn agent_args(&self, more: &[&str]) -> Result<()> {
         let sets: Api<DaemonSet> = Api::namespaced(self.rig.client().await?, NAMESPACE);
-        let mut args = vec!["agent", "--listen=0.0.0.0:8081", "--log-format=json", "--dev-root=/sim/dev", "--proc-root=/sim/proc"];
+        let mut args = vec![
+            "agent",
+            "--listen=0.0.0.0:8081",
+            "--log-format=json",
+            "--dev-root=/sim/dev",
+            "--proc-root=/sim/proc",
+        ];
         args.extend(more);
-        let patch = json!({"spec": {"template": {"spec": {"containers": [{"name": "agent", "args": args}]}}}});
+        let patch =
+            json!({"spec": {"template": {"spec": {"containers": [{"name": "agent", "args": args}]}}}});
         let set = sets.patch(AGENT, &PatchParams::default(), &Patch::Strategic(patch)).await?;
         let generation = set.metadata.generation;
         until("the DaemonSet is rolled out", async || {

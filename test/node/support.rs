@@ -1,0 +1,275 @@
+//! The one cluster of this tier, and waiting for conditions.
+
+use std::fmt::Debug;
+use std::future::Future;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use k8s_openapi::api::batch::v1::Job;
+use k8s_openapi::api::core::v1::{Event, Node, Pod};
+use kube::api::{DeleteParams, ListParams, PostParams};
+use kube::{Api, Client, ResourceExt};
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+use slicegate::api::MIGNode;
+use slicegate::api::mig_node::{SliceState, SliceStatus};
+use slicegate_rig::operator::{GpuNode, Operator};
+use slicegate_rig::real_operator::{Gpus, RealOperator, a100_node};
+use slicegate_rig::{Options, Rig};
+
+/// Far longer than anything takes; only a failing test waits so long.
+const PATIENCE: Duration = Duration::from_secs(90);
+/// The real node.
+pub const NODE: &str = "gpu-real";
+/// The emulated one beside it.
+pub const EMULATED: &str = "gpu-emulated";
+
+/// A cluster with the operator on a real node with two A100-80GB, and an emulated node with an A30.
+pub struct World<'rig> {
+    pub real: RealOperator<'rig>,
+    pub client: Client,
+}
+
+/// Runs a test in a namespace of its own with a LocalQueue `mig`, and removes what it has left there.
+pub fn on_the_node<T: AsyncFnOnce(&World<'_>, &str) -> Result<()>>(name: &str, test: T) {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let outcome = runtime.block_on(async {
+        let rig = Rig::up(Options::temporary()?).await?;
+        let node = rig.add_real_node(a100_node(NODE)).await?;
+        let real = RealOperator::install(&rig, node, Gpus::a100(2)).await?;
+        let world = World { client: rig.client().await?, real };
+        world.add_emulated().await?;
+        world.namespace(name, &[]).await?;
+        test(&world, name).await
+    });
+    if let Err(error) = outcome {
+        panic!("{error:#}");
+    }
+}
+
+impl World<'_> {
+    async fn add_emulated(&self) -> Result<()> {
+        let rig = self.real.rig;
+        // Agents without a kubelet see the pods of their node.
+        rig.apply_yaml(&std::fs::read_to_string(rig.repo().root().join("config/emulated/rights/pods.yaml"))?)
+            .await?;
+        let mut emulated = GpuNode::new(EMULATED, "A30-24GB", 1, "NVIDIA-A30");
+        // The DaemonSet is for nodes with a kubelet.
+        emulated.node.labels.remove("nvidia.com/gpu.present");
+        rig.add_node(emulated.node.clone()).await?;
+        Operator::find()?.start_agent(rig, &emulated).await?;
+        Ok(())
+    }
+
+    /// A namespace with labels and a LocalQueue `mig`.
+    pub async fn namespace(&self, name: &str, labels: &[(&str, &str)]) -> Result<()> {
+        let labels: serde_json::Map<String, Value> =
+            labels.iter().map(|(key, value)| ((*key).to_owned(), json!(value))).collect();
+        let namespace =
+            json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}});
+        let queue = json!({
+            "apiVersion": "kueue.x-k8s.io/v1beta2", "kind": "LocalQueue",
+            "metadata": {"name": "mig", "namespace": name}, "spec": {"clusterQueue": "mig"},
+        });
+        self.real.rig.apply_yaml(&format!("{namespace}\n---\n{queue}\n")).await
+    }
+
+    pub fn api<K>(&self, namespace: &str) -> Api<K>
+    where
+        K: kube::Resource<DynamicType = (), Scope = kube::core::NamespaceResourceScope>,
+    {
+        Api::namespaced(self.client.clone(), namespace)
+    }
+
+    pub async fn list<K>(&self, namespace: &str) -> Result<Vec<K>>
+    where
+        K: kube::Resource<DynamicType = (), Scope = kube::core::NamespaceResourceScope>
+            + Clone
+            + Debug
+            + DeserializeOwned,
+    {
+        Ok(self.api::<K>(namespace).list(&ListParams::default()).await?.items)
+    }
+
+    pub async fn create<K>(&self, object: &Value) -> Result<K>
+    where
+        K: kube::Resource<DynamicType = (), Scope = kube::core::NamespaceResourceScope>
+            + Clone
+            + Debug
+            + DeserializeOwned
+            + serde::Serialize,
+    {
+        let namespace = object["metadata"]["namespace"].as_str().context("namespace")?;
+        Ok(self
+            .api::<K>(namespace)
+            .create(&PostParams::default(), &serde_json::from_value(object.clone())?)
+            .await?)
+    }
+
+    /// The slices of the real node.
+    pub async fn slices(&self) -> Result<Vec<SliceStatus>> {
+        let node: MIGNode = Api::all(self.client.clone()).get(NODE).await?;
+        Ok(node.status.map(|status| status.slices).unwrap_or_default())
+    }
+
+    /// What the real Node shows of a resource: capacity and allocatable.
+    pub async fn shown(&self, resource: &str) -> Result<(u32, u32)> {
+        let node: Node = Api::all(self.client.clone()).get(NODE).await?;
+        let status = node.status.context("status")?;
+        let count = |list: Option<std::collections::BTreeMap<String, _>>| -> u32 {
+            let quantity: Option<k8s_openapi::apimachinery::pkg::api::resource::Quantity> =
+                list.and_then(|list| list.get(resource).cloned());
+            quantity.and_then(|quantity| quantity.0.parse().ok()).unwrap_or(0)
+        };
+        Ok((count(status.capacity), count(status.allocatable)))
+    }
+
+    /// The only pod of a Job, or of that name, once it is in a phase.
+    pub async fn pod_in(&self, namespace: &str, owner: &str, phase: &str) -> Result<Pod> {
+        self.until(&format!("a pod of {owner} is {phase}"), || async {
+            let pods = self.list::<Pod>(namespace).await?;
+            let is_its = |pod: &Pod| {
+                pod.name_any() == owner
+                    || pod.owner_references().iter().any(|reference| reference.name == owner)
+            };
+            let is_in = |pod: &Pod| pod.status.as_ref().and_then(|s| s.phase.as_deref()) == Some(phase);
+            Ok(pods.into_iter().find(|pod| is_its(pod) && is_in(pod)))
+        })
+        .await
+    }
+
+    /// Waits until a Job's pod has written a line that `is_it`, and gives it.
+    pub async fn says(
+        &self,
+        namespace: &str,
+        pod: &str,
+        container: &str,
+        is_it: impl Fn(&str) -> bool,
+    ) -> Result<String> {
+        self.until(&format!("{pod} says something"), || async {
+            let log = self.real.node.logs(namespace, pod, container)?;
+            let mut lines = log.lines().filter_map(|line| line.splitn(4, ' ').nth(3));
+            Ok(lines.find(|line| is_it(line)).map(str::to_owned))
+        })
+        .await
+    }
+
+    /// Waits until no slice of the real node is held and all pods of the namespace are gone.
+    pub async fn clear(&self, namespace: &str) -> Result<()> {
+        let all = ListParams::default();
+        self.api::<Job>(namespace).delete_collection(&DeleteParams::background(), &all).await?;
+        self.api::<Pod>(namespace).delete_collection(&DeleteParams::default(), &all).await?;
+        self.until("everything is given back", || async {
+            let slices = self.slices().await?;
+            Ok(self.list::<Pod>(namespace).await?.is_empty()
+                && slices.iter().all(|slice| slice.state != SliceState::InUse))
+        })
+        .await
+    }
+
+    /// The note of an event about an object, once there is one with that reason.
+    pub async fn event(&self, namespace: &str, object: &str, reason: &str) -> Result<String> {
+        self.until(&format!("event {reason} on {object}"), || async {
+            let events = self.list::<Event>(namespace).await?;
+            Ok(events.into_iter().find_map(|e| {
+                let about = e.involved_object.name.as_deref() == Some(object);
+                (about && e.reason.as_deref() == Some(reason)).then(|| e.message.unwrap_or_default())
+            }))
+        })
+        .await
+    }
+
+    /// Waits until a condition holds; errors of the API server count as "not yet".
+    pub async fn until<T: Found, F: Future<Output = Result<T>>>(
+        &self,
+        what: &str,
+        mut condition: impl FnMut() -> F,
+    ) -> Result<T::Value> {
+        let deadline = tokio::time::Instant::now() + PATIENCE;
+        loop {
+            let late = tokio::time::Instant::now() > deadline;
+            match condition().await {
+                Ok(value) => {
+                    if let Some(found) = value.found() {
+                        return Ok(found);
+                    }
+                    if late {
+                        let logs = self.real.rig.dir().join("logs");
+                        bail!(
+                            "waited in vain until {what}; logs in {}\n{}",
+                            logs.display(),
+                            self.state().await
+                        );
+                    }
+                }
+                Err(error) if late => {
+                    return Err(error).with_context(|| format!("waited in vain until {what}"));
+                }
+                Err(_) => {}
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// What a person would look at first.
+    async fn state(&self) -> String {
+        let rig = self.real.rig;
+        let mut told = String::new();
+        for words in [
+            &["get", "mignodes", "-o", "yaml"][..],
+            &["get", "pods", "-A", "-o", "wide"],
+            &["get", "workloads", "-A"],
+            &["get", "events", "-A"],
+            &["logs", "-n", "slicegate-system", "ds/slicegate-agent", "--tail=60"],
+            &["logs", "-n", "slicegate-system", "deploy/slicegate-controller", "--tail=30"],
+        ] {
+            told += &rig.kubectl(words).await.unwrap_or_else(|error| format!("{error:#}\n"));
+        }
+        told
+    }
+}
+
+/// What a condition can answer: yes or no, or the value that was waited for.
+pub trait Found {
+    type Value;
+    fn found(self) -> Option<Self::Value>;
+}
+
+impl Found for bool {
+    type Value = ();
+    fn found(self) -> Option<()> {
+        self.then_some(())
+    }
+}
+
+impl<T> Found for Option<T> {
+    type Value = T;
+    fn found(self) -> Self {
+        self
+    }
+}
+
+/// A container that runs a script with slices.
+pub fn container(name: &str, script: &str, slices: &[(&str, u32)]) -> Value {
+    let limits: serde_json::Map<String, Value> =
+        slices.iter().map(|(profile, count)| (format!("nvidia.com/mig-{profile}"), json!(count))).collect();
+    json!({
+        "name": name,
+        "image": "busybox",
+        "imagePullPolicy": "Never",
+        "args": ["sh", "-c", script],
+        "resources": {"requests": {"cpu": "10m", "memory": "16Mi"}, "limits": limits},
+    })
+}
+
+/// A Job of one pod in the LocalQueue `mig`.
+pub fn job(namespace: &str, name: &str, containers: &[Value]) -> Value {
+    json!({
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": {"name": name, "namespace": namespace, "labels": {"kueue.x-k8s.io/queue-name": "mig"}},
+        "spec": {
+            "template": {"spec": {"restartPolicy": "Never", "terminationGracePeriodSeconds": 1, "containers": containers}},
+        },
+    })
+}
