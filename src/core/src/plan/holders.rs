@@ -142,7 +142,7 @@ impl<'a> Pass<'a> {
                  process never belonged to one. The slice cannot be lent until it ends: end the process on the node.",
             ),
             Holder::Pod { namespace, name } => format!(
-                "Pod {namespace}/{name} holds {place}, but no workload with a claim there: it came past the queue. Delete \
+                "Pod {namespace}/{name} holds {place}, but belongs to no workload with a claim there: it came past the queue. Delete \
                  the pod, or create it again through a LocalQueue in a namespace that Slicegate manages.",
             ),
         };
