@@ -61,7 +61,7 @@ fn nobody_else_is_promised_a_taken_slice_and_is_told_why() {
 fn pod_and_node_are_told_once_of_a_taken_slice() {
     let mut world = robbed(1, "1g.6gb");
     world.settle();
-    world.pass_time(Duration::from_secs(60));
+    world.pass_time(Duration::from_mins(1));
     world.settle();
     let told = world.told("SliceTaken");
     assert!(matches!(told[..], [(Subject::Pod(_), _), (Subject::MigNode { .. }, _)]), "{told:?}");
