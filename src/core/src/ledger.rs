@@ -161,9 +161,8 @@ impl Ledger {
             let declared = || mig.spec.gpus.get(&o.gpu).is_some_and(|slices| slices.contains(&o.slice));
             match o.state {
                 SliceState::InUse => {
-                    if enter(&o.gpu, &o.slice, Origin::Declared, Some(o)) {
-                        in_use.push((o.slice.profile.clone(), hands.clone()));
-                    }
+                    let entered = enter(&o.gpu, &o.slice, Origin::Declared, Some(o));
+                    in_use.extend(entered.then(|| (o.slice.profile.clone(), hands.clone())));
                 }
                 SliceState::Failed if o.holder.is_some() => {
                     let origin = if declared() { Origin::Declared } else { Origin::Leaving };

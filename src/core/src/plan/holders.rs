@@ -6,6 +6,7 @@ use super::notice::{Matter, Notice, Place, Subject};
 use super::{Action, Pass, Pod};
 use crate::hands::Hands;
 use crate::id::NodeName;
+use crate::ledger::Ledger;
 use crate::node::{Holder, MigNode, Node, NodeSpec, ObservedSlice, SliceState};
 use crate::profile::ProfileName;
 use crate::workload::Workload;
@@ -104,7 +105,7 @@ impl<'a> Pass<'a> {
                 let Some(holder) = &observed.holder else { continue };
                 match observed.state {
                     SliceState::InUse if self.is_taken(node, i, observed) => {
-                        self.tell_taken(node, mig, observed, holder)
+                        self.tell_taken(node, mig, observed, holder);
                     }
                     SliceState::InUse if observed.restart_pod => self.restart(node, observed, holder),
                     SliceState::Failed => self.tell_failed(node, observed, holder),
@@ -112,7 +113,7 @@ impl<'a> Pass<'a> {
                 }
             }
         }
-        for (profile, taken) in self.books.values().flat_map(|book| book.taken()) {
+        for (profile, taken) in self.books.values().flat_map(Ledger::taken) {
             *self.plan.taken.entry(profile.clone()).or_default() += taken;
         }
     }
@@ -136,26 +137,26 @@ impl<'a> Pass<'a> {
         let place = place(node, observed);
         let matter = Matter::Taken { place: place.clone(), holder: holder.clone() };
         let mig_node = Subject::MigNode { name: node.name.clone(), uid: mig.version.uid.clone() };
-        let note = match holder {
+        let text = match holder {
             Holder::Process(pid) => format!(
                 "Process {pid} on the node holds {place}, and no pod is known to: the pod was deleted by force, or the \
                  process never belonged to one. The slice cannot be lent until it ends: end the process on the node.",
             ),
             Holder::Pod { namespace, name } => format!(
-                "Pod {namespace}/{name} holds {place}, but no workload with a claim there: it came past the queue. Delete \
+                "Pod {namespace}/{name} holds {place}, but belongs to no workload with a claim there: it came past the queue. Delete \
                  the pod, or create it again through a LocalQueue in a namespace that Slicegate manages.",
             ),
         };
         if let Some(pod) = self.pod_at(&node.name, holder) {
             let resource = observed.slice.profile.resource();
-            let note = format!(
+            let text = format!(
                 "The pod holds {place}, which is not reserved for it: it came past the queue. Others may have to wait for \
                  {resource} because of it. Delete it, or create it again with the label kueue.x-k8s.io/queue-name in a \
                  namespace that Slicegate manages."
             );
-            self.tell_once(Subject::Pod(pod.key.clone()), matter.clone(), || note);
+            self.tell_once(Subject::Pod(pod.key.clone()), matter.clone(), || text);
         }
-        self.tell_once(mig_node, matter, || note);
+        self.tell_once(mig_node, matter, || text);
     }
 
     fn tell_failed(&mut self, node: &Node, observed: &ObservedSlice, holder: &Holder) {
@@ -164,17 +165,17 @@ impl<'a> Pass<'a> {
         let why = observed.message.as_deref().unwrap_or("the agent does not say why").trim_end_matches('.');
         let matter = Matter::Failed { place: place.clone(), since: observed.since };
         if let Some(workload) = self.workload_of(pod) {
-            let note = format!(
+            let text = format!(
                 "Pod {} has lost {place}: {why}. Once the pod is over, another in its place gets a slice that works.",
                 pod.key.name
             );
-            self.tell_once(Subject::Workload(workload.key.clone()), matter.clone(), || note);
+            self.tell_once(Subject::Workload(workload.key.clone()), matter.clone(), || text);
         }
-        let note = format!(
+        let text = format!(
             "The pod has lost {place}: {why}. If its containers do not end by themselves, delete the pod; another in its \
              place gets a slice that works."
         );
-        self.tell_once(Subject::Pod(pod.key.clone()), matter, || note);
+        self.tell_once(Subject::Pod(pod.key.clone()), matter, || text);
     }
 
     /// Deletes a pod of ours that cannot go on, once its readers have been told why.
@@ -184,13 +185,13 @@ impl<'a> Pass<'a> {
             return;
         }
         let place = place(node, observed);
-        let note = || {
+        let text = || {
             format!(
                 "The {place} had to be made again, and the pod knows it by a name that is no longer valid. The pod is \
                  deleted, so that its controller puts another in its place."
             )
         };
-        if self.tell_once(Subject::Pod(pod.key.clone()), Matter::Remade, note) {
+        if self.tell_once(Subject::Pod(pod.key.clone()), Matter::Remade, text) {
             let delete = Action::DeletePod { pod: pod.key.clone() };
             if !self.plan.actions.contains(&delete) {
                 self.plan.actions.push(delete);

@@ -2,6 +2,7 @@
 
 mod admitting;
 mod histories;
+mod holders;
 mod mending;
 mod messages;
 mod placing;

@@ -255,7 +255,7 @@ impl History {
                 let all: Vec<_> = self.world.held.values().flatten().cloned().collect();
                 if !all.is_empty() {
                     let place = all[i % all.len()].clone();
-                    self.world.hurt.insert(place.0.clone());
+                    self.world.rob();
                     self.world.dead.insert(place);
                 }
             }

@@ -239,9 +239,14 @@ impl World {
         self.end_pod(uid);
         self.snap.pods.remove(uid);
         if lives {
-            self.hurt.extend(held.iter().map(|place| place.0.clone()));
+            self.rob();
             self.orphans.extend(held.into_iter().map(|place| (place, self.now)));
         }
+    }
+
+    /// What an admitted workload has lost may have to be made first, and on another node if there is no room on its own.
+    pub fn rob(&mut self) {
+        self.hurt = self.snap.nodes.keys().cloned().collect();
     }
 
     /// A pod that Slicegate has no say in is bound to a node and takes an idle slice there.
@@ -267,7 +272,7 @@ impl World {
             deleting: false,
             asks_for: Some(place.2.profile.resource()),
         };
-        self.hurt.insert(place.0.clone());
+        self.rob();
         self.held.insert(uid.clone(), vec![place]);
         self.snap.pods.insert(uid.clone(), pod);
         Some(uid)
