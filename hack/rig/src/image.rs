@@ -149,6 +149,8 @@ impl Image {
         // The same content gives the same image, whoever builds it and whenever.
         layer.mode(tar::HeaderMode::Deterministic);
         layer.follow_symlinks(false);
+        // containerd does not read the sparse files of GNU tar.
+        layer.sparse(false);
         if let Some(root) = &self.root {
             layer.append_dir_all("", root).with_context(|| format!("read {}", root.display()))?;
         }
@@ -187,6 +189,8 @@ impl Image {
             json!([{"Config": config_name, "RepoTags": [self.reference()], "Layers": [layer_name]}]);
 
         let mut out = tar::Builder::new(File::create(archive)?);
+        out.mode(tar::HeaderMode::Deterministic);
+        out.sparse(false);
         for (name, text) in [("manifest.json", manifest.to_string()), (&config_name, config)] {
             let mut header = tar::Header::new_gnu();
             header.set_size(u64::try_from(text.len())?);
