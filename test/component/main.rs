@@ -4,6 +4,7 @@
 
 mod agent;
 mod crds;
+mod image;
 mod manifests;
 mod repository;
 

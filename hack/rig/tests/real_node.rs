@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -10,7 +11,7 @@ use k8s_openapi::api::core::v1::{ContainerStatus, Node, Pod};
 use kube::api::{Api, ListParams};
 use serde_json::{Value, json};
 use slicegate_rig::operator::Operator;
-use slicegate_rig::{Image, Options, RealNode, RealNodeSpec, Rig};
+use slicegate_rig::{Image, Lifetime, Options, RealNode, RealNodeSpec, Rig};
 
 async fn eventually<T>(what: &str, mut check: impl AsyncFnMut() -> Result<Option<T>>) -> Result<T> {
     let deadline = Instant::now() + Duration::from_mins(1);
@@ -76,13 +77,11 @@ struct Traces {
 }
 
 impl Traces {
-    fn of(rig: &Rig, node: &RealNode<'_>) -> Result<Self> {
-        let file = rig.dir().join("nodes").join(node.name()).join("running.json");
-        Ok(Self {
-            dir: rig.dir().to_owned(),
-            pid_namespace: fs::read_link(format!("/proc/{}/ns/pid", node.pid()?))?,
-            running: serde_json::from_slice(&fs::read(file)?)?,
-        })
+    fn of(dir: &Path, node: &str) -> Result<Self> {
+        let file = dir.join("nodes").join(node).join("running.json");
+        let running: Value = serde_json::from_slice(&fs::read(file)?)?;
+        let pid_namespace = fs::read_link(format!("/proc/{}/ns/pid", running["init"]))?;
+        Ok(Self { dir: dir.to_owned(), pid_namespace, running })
     }
 
     fn processes(&self) -> usize {
@@ -128,7 +127,7 @@ async fn a_real_node_runs_pods() -> Result<()> {
     let node = rig.add_real_node(spec).await?;
     println!("node: ready after {:.1} s", started.elapsed().as_secs_f64());
     node.import_image(&Image::busybox().await?).await?;
-    let traces = Traces::of(&rig, &node)?;
+    let traces = Traces::of(rig.dir(), node.name())?;
     assert!(traces.processes() > 3 && traces.cgroups() > 0 && traces.links() == 1);
 
     pods_run(&rig, &node).await?;
@@ -240,5 +239,46 @@ async fn running_pods_survive(rig: &Rig, node: &RealNode<'_>) -> Result<()> {
     assert!(!there("/dev/nvidia0")? && !there("/run/cdi/spec.json")? && !there("/etc/private")?);
     assert!(there("/var/lib/slicegate/journal")?);
     run(rig, node, "after-reboot", pod_spec("busybox", &["true"])).await?;
+    Ok(())
+}
+
+/// Plays a program that is killed: the test below runs it in a process of its own.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "is run by a_killed_owner_leaves_nothing"]
+async fn owner() -> Result<()> {
+    let Some(dir) = std::env::var_os("RIG_TEST_DIR").map(PathBuf::from) else { return Ok(()) };
+    let rig = Rig::up(Options::in_dir(&dir, Lifetime::Owned)).await?;
+    let (first, second) = futures::try_join!(
+        rig.add_real_node(RealNodeSpec::new("first")),
+        rig.add_real_node(RealNodeSpec::new("second")),
+    )?;
+    assert_ne!(first.address()?, second.address()?);
+    fs::write(dir.join("both-up"), "")?;
+    std::future::pending().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "starts a cluster with two real nodes, as root"]
+async fn a_killed_owner_leaves_nothing() -> Result<()> {
+    let dir = std::env::temp_dir().join(format!("rig-real-{}", std::process::id()));
+    fs::create_dir_all(&dir)?;
+    let mut owner = Command::new(std::env::current_exe()?)
+        .args(["owner", "--exact", "--ignored"])
+        .env("RIG_TEST_DIR", &dir)
+        .stdout(Stdio::null())
+        .spawn()?;
+    eventually("both nodes", async || {
+        ensure!(owner.try_wait()?.is_none(), "the owner has ended");
+        Ok(dir.join("both-up").exists().then_some(()))
+    })
+    .await?;
+    let traces = [Traces::of(&dir, "first")?, Traces::of(&dir, "second")?];
+    owner.kill()?;
+    owner.wait()?;
+    eventually("nothing left of the nodes", async || {
+        Ok(traces.iter().all(|it| it.left() == [0; 4]).then_some(()))
+    })
+    .await?;
+    fs::remove_dir_all(dir)?;
     Ok(())
 }
