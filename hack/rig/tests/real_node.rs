@@ -204,13 +204,15 @@ async fn running_pods_survive(rig: &Rig, node: &RealNode<'_>) -> Result<()> {
     println!("deployment: running after {:.1} s", started.elapsed().as_secs_f64());
     let name = pod.metadata.name.context("a name")?;
 
-    for (what, restarted) in [("kubelet", true), ("containerd", false)] {
+    for (what, first_line) in [("kubelet", "\"Kubelet version\""), ("containerd", "\"starting containerd\"")]
+    {
         let started = Instant::now();
-        if restarted {
-            node.restart_kubelet().await?;
-        } else {
-            node.restart_containerd().await?;
+        match what {
+            "kubelet" => node.restart_kubelet().await?,
+            _ => node.restart_containerd().await?,
         }
+        let log = fs::read_to_string(rig.dir().join(format!("logs/{what}-{}.log", node.name())))?;
+        assert_eq!(log.matches(first_line).count(), 2, "{what} has started twice");
         println!("{what}: restarted after {:.1} s", started.elapsed().as_secs_f64());
         // A kubelet that has just started hears of its pods a moment after it is healthy.
         let answer = eventually("kubectl exec", async || {
