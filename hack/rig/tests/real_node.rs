@@ -11,7 +11,7 @@ use k8s_openapi::api::core::v1::{ContainerStatus, Node, Pod};
 use kube::api::{Api, ListParams};
 use serde_json::{Value, json};
 use slicegate_rig::operator::Operator;
-use slicegate_rig::{Image, Lifetime, Options, RealNode, RealNodeSpec, Rig};
+use slicegate_rig::{Image, Lifetime, Options, ProcessId, RealNode, RealNodeSpec, Rig};
 
 async fn eventually<T>(what: &str, mut check: impl AsyncFnMut() -> Result<Option<T>>) -> Result<T> {
     let deadline = Instant::now() + Duration::from_mins(1);
@@ -69,43 +69,47 @@ async fn boot_id(rig: &Rig, name: &str) -> Result<String> {
     Ok(info.context("node info")?.boot_id)
 }
 
-/// What of a node can be seen on the machine.
+/// What of a node can be seen on the machine. Other rigs may be at work beside it, and numbers are used again: everything is
+/// known by what is never used twice.
 struct Traces {
     dir: PathBuf,
-    pid_namespace: PathBuf,
-    running: Value,
+    processes: Vec<ProcessId>,
+    cgroup: String,
+    link: PathBuf,
+    link_index: String,
 }
 
 impl Traces {
     fn of(dir: &Path, node: &str) -> Result<Self> {
         let file = dir.join("nodes").join(node).join("running.json");
         let running: Value = serde_json::from_slice(&fs::read(file)?)?;
-        let pid_namespace = fs::read_link(format!("/proc/{}/ns/pid", running["init"]))?;
-        Ok(Self { dir: dir.to_owned(), pid_namespace, running })
+        let namespace = fs::read_link(format!("/proc/{}/ns/pid", running["init"]))?;
+        let mut processes = Vec::new();
+        for entry in fs::read_dir("/proc")? {
+            let entry = entry?;
+            let Ok(pid) = entry.file_name().to_string_lossy().parse() else { continue };
+            let inside = fs::read_link(entry.path().join("ns/pid")).is_ok_and(|it| it == namespace);
+            if inside || running["holder"] == pid {
+                processes.extend(ProcessId::of(pid));
+            }
+        }
+        let link = PathBuf::from(format!("/sys/class/net/slicegate{}/ifindex", running["link"]));
+        let cgroup = running["cgroup"].as_str().context("a control group")?.to_owned();
+        Ok(Self { dir: dir.to_owned(), processes, cgroup, link_index: fs::read_to_string(&link)?, link })
     }
 
     fn processes(&self) -> usize {
-        let holder = format!("/proc/{}", self.running["holder"]);
-        fs::read_dir("/proc")
-            .into_iter()
-            .flatten()
-            .flatten()
-            .filter(|entry| {
-                fs::read_link(entry.path().join("ns/pid")).is_ok_and(|it| it == self.pid_namespace)
-                    || entry.path() == Path::new(&holder)
-            })
-            .count()
+        self.processes.iter().filter(|process| process.is_running()).count()
     }
 
     fn cgroups(&self) -> usize {
-        let name = self.running["cgroup"].as_str().expect("a name");
         let root = Path::new("/sys/fs/cgroup");
         let below = fs::read_dir(root).into_iter().flatten().flatten().map(|entry| entry.path());
-        below.chain([root.to_owned()]).filter(|folder| folder.join(name).is_dir()).count()
+        below.chain([root.to_owned()]).filter(|folder| folder.join(&self.cgroup).is_dir()).count()
     }
 
     fn links(&self) -> usize {
-        usize::from(Path::new(&format!("/sys/class/net/slicegate{}", self.running["link"])).exists())
+        usize::from(fs::read_to_string(&self.link).is_ok_and(|index| index == self.link_index))
     }
 
     fn mounts(&self) -> usize {
@@ -127,14 +131,14 @@ async fn a_real_node_runs_pods() -> Result<()> {
     let node = rig.add_real_node(spec).await?;
     println!("node: ready after {:.1} s", started.elapsed().as_secs_f64());
     node.import_image(&Image::busybox().await?).await?;
-    let traces = Traces::of(rig.dir(), node.name())?;
-    assert!(traces.processes() > 3 && traces.cgroups() > 0 && traces.links() == 1);
 
     pods_run(&rig, &node).await?;
     pods_reach_the_api_server(&rig, &node).await?;
     files_are_private(&node)?;
     running_pods_survive(&rig, &node).await?;
 
+    let traces = Traces::of(rig.dir(), node.name())?;
+    assert!(traces.processes() > 3 && traces.cgroups() > 0 && traces.links() == 1);
     rig.down().await?;
     assert_eq!(traces.left(), [0; 4], "processes, control groups, links, mounts");
     assert!(!traces.dir.exists());
