@@ -2,8 +2,11 @@
 .DEFAULT_GOAL := help
 SHELL := bash
 CARGO ?= cargo
+# The image, and the program that builds and pushes it: docker, podman, nerdctl.
+IMG ?= slicegate:latest
+CONTAINER_TOOL ?= docker
 
-.PHONY: help demo demo-down test lint unit component cluster generate install deploy undeploy uninstall prerequisites build bench-burst
+.PHONY: help demo demo-down test lint unit component cluster generate install deploy undeploy uninstall prerequisites build bench-burst docker-build docker-push
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-16s %s\n", $$1, $$2}'
@@ -55,3 +58,9 @@ undeploy: ## Remove everything from the current cluster
 
 uninstall: ## Remove the CRDs from the current cluster
 	kubectl delete --ignore-not-found -k crds
+
+docker-build: ## Build the image IMG with CONTAINER_TOOL
+	$(CONTAINER_TOOL) build -t $(IMG) .
+
+docker-push: ## Push the image IMG
+	$(CONTAINER_TOOL) push $(IMG)

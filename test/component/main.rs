@@ -6,6 +6,7 @@ mod agent;
 mod crds;
 mod health;
 mod kubelet;
+mod image;
 mod manifests;
 mod repository;
 mod simulator;

@@ -5,6 +5,8 @@
 //! `hack/cluster/build` makes. Demo, cluster tests and benchmarks all use this one rig, so that what is shown, tested
 //! and measured is the same thing.
 //!
+//! As root a rig can also have real nodes, with kubelet, containerd and containers: see [`real_node`] and [`image`].
+//!
 //! ```no_run
 //! # async fn example() -> anyhow::Result<()> {
 //! use slicegate_rig::{Health, NodeSpec, Options, ProcessSpec, Rig};

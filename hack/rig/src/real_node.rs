@@ -43,6 +43,8 @@ use crate::rig::Rig;
 const LIMIT: Duration = Duration::from_secs(90);
 const POLL: Duration = Duration::from_millis(20);
 const SOCKET: &str = "/run/containerd/containerd.sock";
+const DEVICE_PLUGINS: &str = "/var/lib/kubelet/device-plugins/kubelet.sock";
+const POD_RESOURCES: &str = "/var/lib/kubelet/pod-resources/kubelet.sock";
 /// The programs that a node takes from the machine.
 const MACHINE_PROGRAMS: [&str; 7] = ["runc", "unshare", "nsenter", "setpriv", "ip", "bash", "pivot_root"];
 
@@ -242,16 +244,21 @@ impl<'rig> RealNode<'rig> {
         self.start_programs().await
     }
 
-    /// Waits until pods can be scheduled to the node since its latest boot.
+    /// Waits until pods can be scheduled to the node since its latest boot, and the kubelet takes device plugins and tells
+    /// of the devices in use. A kubelet that was only restarted hears of its pods a moment later.
     pub async fn until_ready(&self) -> Result<()> {
         let boot = fs::read_to_string(self.path("/run/slicegate-node/kernel.random.boot_id")?)?;
         let nodes: Api<Node> = Api::all(self.rig.client().await?);
         let kubelet = self.process("kubelet")?;
+        let sockets = [self.path(DEVICE_PLUGINS)?, self.path(POD_RESOURCES)?];
         let deadline = Instant::now() + LIMIT;
         loop {
             let node = nodes.get_opt(self.name()).await?;
             let info = |node: &Node| Some(node.status.as_ref()?.node_info.as_ref()?.boot_id.clone());
-            if node.is_some_and(|node| schedulable(&node) && info(&node).as_deref() == Some(boot.trim())) {
+            // A node object still says what a kubelet has said that runs no more; its sockets do not.
+            if node.is_some_and(|node| schedulable(&node) && info(&node).as_deref() == Some(boot.trim()))
+                && sockets.iter().all(|socket| UnixStream::connect(socket).is_ok())
+            {
                 return Ok(());
             }
             if !kubelet.is_running() || Instant::now() >= deadline {

@@ -106,7 +106,7 @@ async fn live(
     }
     let init = child_of(first.id().context("the node's first process has ended")?)?;
     let link = *link.insert(Link::create(init, before).await?);
-    network::forward(init, order.apiserver).await?;
+    network::forward(init, order.apiserver)?;
     let running = Running {
         holder: std::process::id(),
         init,

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::os::fd::AsFd;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
@@ -95,8 +96,8 @@ async fn inside(node: u32, line: &str) -> Result<()> {
 }
 
 /// Passes connections on from a node to the machine's API server: those to the Service `kubernetes`, of which no
-/// kube-proxy knows here, and those to the loopback address that the kubeconfigs name.
-pub async fn forward(node: u32, apiserver: u16) -> Result<()> {
+/// kube-proxy knows here, and those to the loopback address that the kubeconfigs name. Needs a tokio runtime.
+pub fn forward(node: u32, apiserver: u16) -> Result<()> {
     let addresses = [SocketAddr::from(SERVICE), SocketAddr::from((Ipv4Addr::LOCALHOST, apiserver))];
     // A thread stays in the namespace that it has entered, so this one ends here.
     let listeners = std::thread::spawn(move || listen_inside(node, &addresses))
@@ -106,19 +107,25 @@ pub async fn forward(node: u32, apiserver: u16) -> Result<()> {
         listener.set_nonblocking(true)?;
         let listener = tokio::net::TcpListener::from_std(listener)?;
         tokio::spawn(async move {
-            while let Ok((mut inner, _)) = listener.accept().await {
-                tokio::spawn(async move {
-                    // A refused connection closes the other side: that is what the client is to see.
-                    if let Ok(mut outer) = TcpStream::connect((Ipv4Addr::LOCALHOST, apiserver)).await {
-                        let _ = inner.set_nodelay(true);
-                        let _ = outer.set_nodelay(true);
-                        let _ = copy_bidirectional(&mut inner, &mut outer).await;
-                    }
-                });
+            loop {
+                match listener.accept().await {
+                    Ok((inner, _)) => drop(tokio::spawn(pass(inner, apiserver))),
+                    // A connection that was given up early, or too many open at once: it is over in a moment.
+                    Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
+                }
             }
         });
     }
     Ok(())
+}
+
+async fn pass(mut inner: TcpStream, apiserver: u16) {
+    // A connection that is refused out there is closed in here: that is what the client is to see.
+    if let Ok(mut outer) = TcpStream::connect((Ipv4Addr::LOCALHOST, apiserver)).await {
+        let _ = inner.set_nodelay(true);
+        let _ = outer.set_nodelay(true);
+        let _ = copy_bidirectional(&mut inner, &mut outer).await;
+    }
 }
 
 fn listen_inside(node: u32, addresses: &[SocketAddr]) -> Result<Vec<TcpListener>> {
