@@ -26,7 +26,10 @@ pub struct Link {
 impl Link {
     /// Makes the link and configures both of its ends. `preferred` is the number that the node had before.
     pub async fn create(node: u32, preferred: Option<u8>) -> Result<Self> {
-        for number in preferred.into_iter().chain(0..=u8::MAX) {
+        // Not the first free one: a node that is being rebooted is to find its own again, with other rigs beside it.
+        let start = std::process::id().to_le_bytes()[0];
+        let others = (0..=u8::MAX).map(|step| start.wrapping_add(step));
+        for number in preferred.into_iter().chain(others) {
             let link = Self { number };
             let name = link.name();
             let add = format!("link add {name} type veth peer name eth0 netns {node}");
