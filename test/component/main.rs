@@ -5,8 +5,8 @@
 mod agent;
 mod crds;
 mod health;
-mod kubelet;
 mod image;
+mod kubelet;
 mod manifests;
 mod repository;
 mod simulator;

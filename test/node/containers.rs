@@ -1,11 +1,11 @@
 //! What containers see of their slices.
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, ensure};
 use k8s_openapi::api::batch::v1::Job;
 use kube::ResourceExt;
 use slicegate::api::mig_node::SliceState;
 
-use crate::support::{World, container, job, on_the_node};
+use crate::support::{container, job, on_the_node};
 
 /// Tells what there is and stays.
 const LOOK: &str = "ls /dev/nvidia* /dev/nvidia-caps/* | tr '\\n' ' '; echo; env | grep -E 'SLICEGATE_MIG|NVIDIA' | sort | tr '\\n' ' '; echo; echo looked; exec sleep 1000";
@@ -26,7 +26,9 @@ fn a_container_finds_its_slice() {
         let uuid = slice.uuid.context("a UUID")?;
         let log = world.real.node.logs(namespace, &pod.name_any(), "main")?;
         ensure!(log.contains(&uuid), "{uuid}: {log}");
-        for node in ["/dev/nvidia0", "/dev/nvidiactl", "/dev/nvidia-caps/nvidia-cap"] {
+        let index = if log.contains("SLICEGATE_MIG_0_") { 0 } else { 1 };
+        let gpu = format!("/dev/nvidia{index} ");
+        for node in [gpu.as_str(), "/dev/nvidiactl", "/dev/nvidia-caps/nvidia-cap"] {
             ensure!(log.contains(node), "{node}: {log}");
         }
         world.clear(namespace).await

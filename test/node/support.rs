@@ -33,18 +33,20 @@ pub struct World<'rig> {
 /// Runs a test in a namespace of its own with a LocalQueue `mig`, and removes what it has left there.
 pub fn on_the_node<T: AsyncFnOnce(&World<'_>, &str) -> Result<()>>(name: &str, test: T) {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-    let outcome = runtime.block_on(async {
-        let rig = Rig::up(Options::temporary()?).await?;
-        let node = rig.add_real_node(a100_node(NODE)).await?;
-        let real = RealOperator::install(&rig, node, Gpus::a100(2)).await?;
-        let world = World { client: rig.client().await?, real };
-        world.add_emulated().await?;
-        world.namespace(name, &[]).await?;
-        test(&world, name).await
+    runtime.block_on(async {
+        let rig = Rig::up(Options::temporary().unwrap()).await.unwrap();
+        let outcome = async {
+            let node = rig.add_real_node(a100_node(NODE)).await?;
+            let real = RealOperator::install(&rig, node, Gpus::a100(2)).await?;
+            let world = World { client: rig.client().await?, real };
+            world.add_emulated().await?;
+            world.namespace(name, &[]).await?;
+            test(&world, name).await
+        };
+        if let Err(error) = outcome.await {
+            panic!("{error:#}\n{}", state(&rig).await);
+        }
     });
-    if let Err(error) = outcome {
-        panic!("{error:#}");
-    }
 }
 
 impl World<'_> {
@@ -194,12 +196,7 @@ impl World<'_> {
                         return Ok(found);
                     }
                     if late {
-                        let logs = self.real.rig.dir().join("logs");
-                        bail!(
-                            "waited in vain until {what}; logs in {}\n{}",
-                            logs.display(),
-                            self.state().await
-                        );
+                        bail!("waited in vain until {what}");
                     }
                 }
                 Err(error) if late => {
@@ -210,23 +207,22 @@ impl World<'_> {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     }
+}
 
-    /// What a person would look at first.
-    async fn state(&self) -> String {
-        let rig = self.real.rig;
-        let mut told = String::new();
-        for words in [
-            &["get", "mignodes", "-o", "yaml"][..],
-            &["get", "pods", "-A", "-o", "wide"],
-            &["get", "workloads", "-A"],
-            &["get", "events", "-A"],
-            &["logs", "-n", "slicegate-system", "ds/slicegate-agent", "--tail=60"],
-            &["logs", "-n", "slicegate-system", "deploy/slicegate-controller", "--tail=30"],
-        ] {
-            told += &rig.kubectl(words).await.unwrap_or_else(|error| format!("{error:#}\n"));
-        }
-        told
+/// What a person would look at first.
+async fn state(rig: &Rig) -> String {
+    let mut told = format!("logs in {}\n", rig.dir().join("logs").display());
+    for words in [
+        &["get", "mignodes", "-o", "yaml"][..],
+        &["get", "pods", "-A", "-o", "wide"],
+        &["get", "workloads", "-A"],
+        &["get", "events", "-A"],
+        &["logs", "-n", "slicegate-system", "ds/slicegate-agent", "--tail=60"],
+        &["logs", "-n", "slicegate-system", "deploy/slicegate-controller", "--tail=30"],
+    ] {
+        told += &rig.kubectl(words).await.unwrap_or_else(|error| format!("{error:#}\n"));
     }
+    told
 }
 
 /// What a condition can answer: yes or no, or the value that was waited for.
