@@ -12,6 +12,7 @@ mod gpus;
 mod handoff;
 pub mod journal;
 mod metrics;
+mod mig_mode;
 mod node_status;
 pub mod nvml;
 mod report;
@@ -43,6 +44,7 @@ use handoff::kubelet::book::SharedBook;
 use handoff::kubelet::{Folders, Kubelet};
 use handoff::stand_in::{self, StandIn};
 pub use metrics::Metrics;
+use mig_mode::MigModes;
 use nvml::{Driver, Events, OpenError};
 use state::{Agent, Means, Message};
 
@@ -77,6 +79,10 @@ pub struct Args {
     /// Seconds between full looks at the GPUs and the Node, for what changed without a word.
     #[arg(long, default_value_t = 30, value_name = "SECONDS")]
     pub rescan_seconds: u64,
+    /// Turn MIG mode on where it is off, on GPUs on which no process computes, as long as the node offers no whole GPUs and no
+    /// pod has one. Some models are reset for it.
+    #[arg(long)]
+    pub enable_mig_mode: bool,
     /// The boot that MIG instances belong to, where the kernel's id is not to be used.
     #[arg(long, hide = true)]
     pub boot_id: Option<String>,
@@ -155,6 +161,7 @@ pub async fn run(
     };
     let mig_nodes: Api<MIGNode> = Api::all(clients.calls.clone());
     ensure(&mig_nodes, &name).await?;
+    let mut announcer = Announcer::new(clients.calls.clone(), &name);
     let journal = journal::Journal::open(&args.state_dir, &boot_id)?;
     if let Some(damage) = &journal.damage {
         warn!("{damage}");
@@ -164,7 +171,7 @@ pub async fn run(
     let driver = match opened {
         Ok(Ok(driver)) => Arc::new(driver),
         Ok(Err(error)) => {
-            report_unavailable(&mig_nodes, &name, &error).await;
+            report_unavailable(&mig_nodes, &name, &mut announcer, &error).await;
             return Err(error.into());
         }
         Err(_) => return Err(Error::Ended("NVML's loader")),
@@ -201,10 +208,10 @@ pub async fn run(
     let rescan = Duration::from_secs(args.rescan_seconds.max(1));
     let plugins =
         (args.kubelet == KubeletMode::DevicePlugin).then(|| args.kubelet_dir.join("device-plugins"));
-    let announcer = Announcer::new(clients.calls.clone(), &name);
+    let mig_modes = args.enable_mig_mode.then(MigModes::default);
     let means =
         Means { name, boot_id, driver, node_status, mig_nodes, announcer, metrics, messages, cdi, plugins };
-    let mut agent = Agent::new(means, book, handoff);
+    let mut agent = Agent::new(means, book, handoff, mig_modes);
     agent.begin_scan();
     let mut next_scan = Instant::now() + rescan;
     let mut recheck: Option<Instant> = None;
@@ -271,9 +278,17 @@ async fn ensure(api: &Api<MIGNode>, name: &str) -> Result<(), Error> {
 }
 
 /// Says in the MIGNode why there are no GPUs, so that it is not only in a log.
-async fn report_unavailable(api: &Api<MIGNode>, name: &str, error: &impl std::fmt::Display) {
+async fn report_unavailable(
+    api: &Api<MIGNode>,
+    name: &str,
+    announcer: &mut Announcer,
+    error: &impl std::fmt::Display,
+) {
     let before = match api.get(name).await {
-        Ok(object) => object.status.unwrap_or_default(),
+        Ok(object) => {
+            announcer.set_uid(object.metadata.uid);
+            object.status.unwrap_or_default()
+        }
         // Not known, and so not to be written over.
         Err(error) => return warn!(%error, "cannot report that NVML is unavailable"),
     };
@@ -281,6 +296,7 @@ async fn report_unavailable(api: &Api<MIGNode>, name: &str, error: &impl std::fm
     if let Err(error) = write_status(api, name, &status).await {
         warn!(%error, "cannot report that NVML is unavailable");
     }
+    announcer.announce(&before.conditions, &status.conditions).await;
 }
 
 async fn write_status(api: &Api<MIGNode>, name: &str, status: &MIGNodeStatus) -> kube::Result<MIGNode> {

@@ -3,5 +3,8 @@
 
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking, in its helpers too")]
 
+mod conflicts;
 mod containers;
+mod plugin;
+mod security;
 mod support;

@@ -4,6 +4,7 @@
 //! it, and gone once it no longer does and nobody was given it in the meantime.
 
 pub mod book;
+mod doubt;
 mod holds;
 mod plugin;
 mod registrar;
@@ -29,6 +30,7 @@ use crate::agent::cdi::{self, Strategy};
 use crate::agent::nvml::Driver;
 use crate::agent::state::Message;
 use book::SharedBook;
+use doubt::Doubts;
 use holds::{Questions, Verdict};
 use plugin::{Allocator, Lists};
 use registrar::Registrar;
@@ -56,6 +58,8 @@ pub struct Kubelet {
     strategy: Strategy,
     lists: Lists,
     more: Arc<Notify>,
+    again: mpsc::UnboundedSender<ProfileName>,
+    doubts: Doubts,
     resources: Resources,
     messages: mpsc::Sender<Message>,
     registrar: Option<Registrar>,
@@ -80,6 +84,7 @@ impl Kubelet {
         messages: mpsc::Sender<Message>,
     ) -> Result<Self, SocketError> {
         let (lists, more) = (Lists::default(), Arc::new(Notify::new()));
+        let (again, doubted) = mpsc::unbounded_channel();
         let allocator =
             Arc::new(Allocator { book: book.clone(), driver, strategy, messages: messages.clone() });
         let registrar = Registrar {
@@ -87,6 +92,7 @@ impl Kubelet {
             lists: lists.clone(),
             allocator,
             more: more.clone(),
+            doubted,
             messages: messages.clone(),
         };
         Ok(Self {
@@ -94,6 +100,8 @@ impl Kubelet {
             strategy,
             lists,
             more,
+            again,
+            doubts: Doubts::default(),
             resources: Resources::new(folders.pod_resources, folders.device_plugins)?,
             messages,
             registrar: Some(registrar),
@@ -181,6 +189,14 @@ impl Kubelet {
         for profile in ask {
             self.tell(&profile, true);
             self.wake();
+        }
+        if self.registered {
+            let told = self.book.lock().tokens.healthy();
+            for profile in self.doubts.judge(Instant::now(), &told, &seen.healthy, &seen.strange) {
+                warn!(%profile, "the kubelet does not take this profile's devices from us; registering again");
+                // Nobody listens any more only when the agent ends.
+                let _ = self.again.send(profile);
+            }
         }
         self.seen = Some(seen);
     }
