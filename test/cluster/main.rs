@@ -7,4 +7,5 @@ mod checker;
 mod identities;
 mod life;
 mod sixty_jobs;
+mod strangers;
 mod support;

@@ -1,9 +1,10 @@
 //! Whether the kubelet still takes its devices from us.
 //!
 //! Another plugin that registers for a resource of ours takes our place without a word: both lists are followed, the last one
-//! told counts, and Allocate goes to the other. When that one goes, its end disconnects the resource and our list is followed
-//! on, but no device is given any more (`devicemanager/manager.go`, PluginDisconnected). Either way a plugin that registers
-//! again is the kubelet's only one.
+//! told counts, and Allocate goes to the other. When that one goes, its end disconnects the resource; our list is followed
+//! on, but no device is given any more (`devicemanager/manager.go`, PluginDisconnected). Either way it helps to register
+//! again, which costs nothing as long as no list ends. What a look here does not see, since our next list hides it, the
+//! registrar does when another plugin has gone.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
