@@ -26,9 +26,8 @@ fn a_container_finds_its_slice() {
         let uuid = slice.uuid.context("a UUID")?;
         let log = world.real.node.logs(namespace, &pod.name_any(), "main")?;
         ensure!(log.contains(&uuid), "{uuid}: {log}");
-        let index = if log.contains("SLICEGATE_MIG_0_") { 0 } else { 1 };
-        let gpu = format!("/dev/nvidia{index} ");
-        for node in [gpu.as_str(), "/dev/nvidiactl", "/dev/nvidia-caps/nvidia-cap"] {
+        let gpu = if log.contains("SLICEGATE_MIG_0_") { "/dev/nvidia0 " } else { "/dev/nvidia1 " };
+        for node in [gpu, "/dev/nvidiactl", "/dev/nvidia-caps/nvidia-cap"] {
             ensure!(log.contains(node), "{node}: {log}");
         }
         world.clear(namespace).await

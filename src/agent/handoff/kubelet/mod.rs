@@ -330,9 +330,9 @@ fn explain(token: &Token, seen: &Seen, by_uuid: &BTreeMap<String, Place>) -> Opt
     let annotated = response.annotations.values().flat_map(|names| names.split(','));
     let names = response.cdi_devices.iter().map(|device| device.name.as_str()).chain(annotated);
     let by_name = |name: &str| {
-        let named = cdi::parse(name)?;
+        let spot = cdi::parse(name)?;
         let is = |place: &Place| {
-            place.gpu == named.gpu && place.slice.profile == named.profile && place.slice.start == named.start
+            place.gpu == spot.gpu && place.slice.profile == spot.profile && place.slice.start == spot.start
         };
         by_uuid.iter().find(|(_, place)| is(place)).map(|(uuid, place)| (place.clone(), uuid.clone()))
     };
