@@ -26,6 +26,10 @@ impl Code {
     pub const DRIVER_NOT_LOADED: Self = Self(sys::nvmlReturn_enum_NVML_ERROR_DRIVER_NOT_LOADED);
     /// `NVML_ERROR_TIMEOUT`
     pub const TIMEOUT: Self = Self(sys::nvmlReturn_enum_NVML_ERROR_TIMEOUT);
+    /// `NVML_ERROR_GPU_IS_LOST`
+    pub const GPU_IS_LOST: Self = Self(sys::nvmlReturn_enum_NVML_ERROR_GPU_IS_LOST);
+    /// `NVML_ERROR_RESET_REQUIRED`
+    pub const RESET_REQUIRED: Self = Self(sys::nvmlReturn_enum_NVML_ERROR_RESET_REQUIRED);
     /// `NVML_ERROR_IN_USE`
     pub const IN_USE: Self = Self(sys::nvmlReturn_enum_NVML_ERROR_IN_USE);
     /// `NVML_ERROR_INSUFFICIENT_RESOURCES`

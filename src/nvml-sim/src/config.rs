@@ -74,6 +74,13 @@ pub struct GpuGroup {
     /// Their MIG mode.
     #[serde(default)]
     pub mig_mode: MigMode,
+    /// Whether they are passed through to a virtual machine, from where they cannot be reset: a MIG mode that needs a
+    /// reset then stays pending (`RESET_REQUIRED`).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub passthrough: bool,
+    /// Names that NVML reports in place of the profile table's, as a later driver may.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub profile_names: BTreeMap<String, String>,
 }
 
 /// The MIG mode that a GPU has before anybody changes it.
@@ -136,6 +143,8 @@ pub(crate) enum ContentError {
     Model(#[from] ModelError),
     #[error("stateDir must be an absolute path, not {0:?}: several processes must find the same one")]
     RelativeStateDir(PathBuf),
+    #[error("profileNames: {model} has no profile {profile:?}; name one of its own")]
+    Profile { model: String, profile: String },
     #[error("gpus: at most 254 GPUs, not {0}")]
     TooManyGpus(u32),
     #[error(
@@ -154,7 +163,13 @@ impl Config {
         Self {
             state_dir: state_dir.into(),
             driver_version: default_driver_version(),
-            gpus: vec![GpuGroup { model: model.to_owned(), count, mig_mode: MigMode::Enabled }],
+            gpus: vec![GpuGroup {
+                model: model.to_owned(),
+                count,
+                mig_mode: MigMode::Enabled,
+                passthrough: false,
+                profile_names: BTreeMap::new(),
+            }],
             node: None,
             uuid_seed: None,
             boot_id: None,
@@ -184,7 +199,10 @@ impl Config {
             return Err(ContentError::RelativeStateDir(self.state_dir.clone()));
         }
         for group in &self.gpus {
-            tables::model(&group.model)?;
+            let model = tables::model(&group.model)?;
+            if let Some(profile) = group.profile_names.keys().find(|name| model.by_name(name).is_none()) {
+                return Err(ContentError::Profile { model: group.model.clone(), profile: profile.clone() });
+            }
         }
         // One PCI bus per GPU, and bus 0 belongs to the host.
         let total = self.gpus.iter().fold(0u32, |n, g| n.saturating_add(g.count));
@@ -211,6 +229,11 @@ impl Config {
             }
         }
         Ok(())
+    }
+
+    /// The group of each GPU, in index order.
+    pub(crate) fn each_gpu(&self) -> impl Iterator<Item = &GpuGroup> {
+        self.gpus.iter().flat_map(|group| std::iter::repeat_n(group, group.count as usize))
     }
 
     /// The boot that this configuration describes.

@@ -230,27 +230,46 @@ pub fn destroy_compute_instance(gpu: &mut Gpu, gi: u32, ci: u32) -> NvmlResult<(
     Ok(())
 }
 
-/// Asks for a MIG mode. The inner result is the activation status: a GPU with instances keeps its mode, with the
-/// one asked for pending.
-pub fn set_mig_mode(gpu: &mut Gpu, enable: bool) -> NvmlResult<()> {
+/// Asks for a MIG mode. The result is the activation status: a GPU in use, or one that the change has to reset and cannot
+/// (`resettable`), keeps its mode, with the one asked for pending.
+pub fn set_mig_mode(gpu: &mut Gpu, enable: bool, resettable: NvmlResult<()>) -> NvmlResult<()> {
     gpu.mig_pending = enable;
     if gpu.mig_enabled == enable {
         return Ok(());
     }
-    if !gpu.gpu_instances.is_empty() {
+    if !gpu.gpu_instances.is_empty() || !gpu.processes.is_empty() {
         return Err(Code::IN_USE);
     }
+    resettable?;
     gpu.mig_enabled = enable;
     Ok(())
 }
 
 /// What a reboot leaves of a GPU.
 pub fn reboot(model: &Model, gpu: &mut Gpu, mig_configured: bool) {
-    gpu.gpu_instances.clear();
-    if !model.mig_mode_survives_reboot() {
+    clear(gpu);
+    if !model.keeps_mig_mode() {
         gpu.mig_pending = mig_configured;
     }
     gpu.mig_enabled = gpu.mig_pending;
+}
+
+/// Resets a GPU. A process on it prevents that, unless the GPU is lost to the process, too.
+pub fn reset(model: &Model, gpu: &mut Gpu) -> NvmlResult<()> {
+    let in_instances = gpu.gpu_instances.iter().flat_map(|i| &i.compute_instances).flat_map(|c| &c.processes);
+    if !gpu.lost && gpu.processes.iter().chain(in_instances).next().is_some() {
+        return Err(Code::IN_USE);
+    }
+    clear(gpu);
+    gpu.mig_pending &= model.keeps_mig_mode();
+    gpu.mig_enabled = gpu.mig_pending;
+    Ok(())
+}
+
+fn clear(gpu: &mut Gpu) {
+    gpu.lost = false;
+    gpu.processes.clear();
+    gpu.gpu_instances.clear();
 }
 
 /// The MIG devices by index, as (GPU instance, compute instance). Ordered by GPU instance id; a GPU instance without
@@ -266,26 +285,30 @@ pub fn mig_devices(gpu: &Gpu) -> Vec<Option<(u32, u32)>> {
     devices
 }
 
-/// Records that a process computes in a slice.
-pub fn add_process(gpu: &mut Gpu, mig_uuid: &str, pid: u32) -> NvmlResult<()> {
-    let processes = &mut by_uuid(gpu, mig_uuid)?.processes;
+/// Records that a process computes in a slice or on a whole GPU.
+pub fn add_process(gpu: &mut Gpu, uuid: &str, pid: u32) -> NvmlResult<()> {
+    let processes = processes(gpu, uuid)?;
     if let Err(at) = processes.binary_search(&pid) {
         processes.insert(at, pid);
     }
     Ok(())
 }
 
-/// Records that a process has left a slice.
-pub fn remove_process(gpu: &mut Gpu, mig_uuid: &str, pid: u32) -> NvmlResult<()> {
-    let processes = &mut by_uuid(gpu, mig_uuid)?.processes;
+/// Records that a process has left a slice or a whole GPU.
+pub fn remove_process(gpu: &mut Gpu, uuid: &str, pid: u32) -> NvmlResult<()> {
+    let processes = processes(gpu, uuid)?;
     let at = processes.binary_search(&pid).map_err(|_| Code::NOT_FOUND)?;
     processes.remove(at);
     Ok(())
 }
 
-fn by_uuid<'a>(gpu: &'a mut Gpu, mig_uuid: &str) -> NvmlResult<&'a mut ComputeInstance> {
+/// The processes of the MIG device or GPU with that UUID. With MIG mode, CUDA has no use of the whole GPU.
+fn processes<'a>(gpu: &'a mut Gpu, uuid: &str) -> NvmlResult<&'a mut Vec<u32>> {
+    if gpu.uuid == uuid {
+        return if gpu.mig_enabled { Err(Code::NOT_SUPPORTED) } else { Ok(&mut gpu.processes) };
+    }
     let mut all = gpu.gpu_instances.iter_mut().flat_map(|i| &mut i.compute_instances);
-    all.find(|c| c.uuid == mig_uuid).ok_or(Code::NOT_FOUND)
+    all.find(|c| c.uuid == uuid).map(|c| &mut c.processes).ok_or(Code::NOT_FOUND)
 }
 
 #[cfg(test)]

@@ -43,23 +43,23 @@ pub(crate) fn resolve<T>(pointer: *mut T) -> NvmlResult<Handle> {
     table(|t| t.by_address.get(&(pointer as usize)).copied()).ok_or(Code::INVALID_ARGUMENT)
 }
 
-/// The pointer for a new event set.
-pub(crate) fn new_event_set<T>() -> *mut T {
+/// The number of a new event set, unique in the process.
+pub(crate) fn new_event_set() -> u64 {
     table(|t| {
         t.event_sets += 1;
-        t.intern(Handle::EventSet(t.event_sets))
-    }) as *mut T
+        t.event_sets
+    })
 }
 
 /// Forgets an event set.
-pub(crate) fn free_event_set<T>(pointer: *mut T) -> NvmlResult<()> {
+pub(crate) fn free_event_set<T>(pointer: *mut T) -> NvmlResult<u64> {
     table(|t| {
         let address = pointer as usize;
         match t.by_address.get(&address) {
-            Some(handle @ Handle::EventSet(_)) => {
-                t.by_handle.remove(handle);
+            Some(&handle @ Handle::EventSet(set)) => {
+                t.by_handle.remove(&handle);
                 t.by_address.remove(&address);
-                Ok(())
+                Ok(set)
             }
             _ => Err(Code::INVALID_ARGUMENT),
         }

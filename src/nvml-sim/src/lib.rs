@@ -9,17 +9,21 @@
 //! ```text
 //! ffi ── session ──┬── store   (lock, read, write the state directory)   ── state  (what it holds)
 //!   │              ├── faults  (calls that must fail)
-//!   └── handles    └── driver, compute  (pure rules)  ── tables  (what each GPU model can do)
+//!   └── handles    ├── events  (what happened, and who has heard of it)
+//!                  └── driver, compute  (pure rules)  ── tables  (what each GPU model can do)
 //! ```
 //!
 //! What outlives the process, and what does not, follows the hardware: instances survive the death of the program that
-//! made them and are lost at a reboot (see [`config::Config::boot_id`]).
+//! made them and are lost at a reboot (see [`config::Config::boot_id`]), a reset or a driver reload (see
+//! [`StateDir::reset_gpu`] and [`StateDir::reload_driver`]). Whatever happens to a GPU at run time is brought about from
+//! outside, in any process, through [`StateDir`].
 #![deny(unsafe_op_in_unsafe_fn)]
 
 pub mod code;
 mod compute;
 pub mod config;
 pub mod driver;
+mod events;
 mod faults;
 mod ffi;
 mod handles;

@@ -1,19 +1,21 @@
 //! The library between `nvmlInit` and `nvmlShutdown`.
 
 use std::{
+    collections::BTreeMap,
     io::Write,
     sync::{Arc, Mutex, PoisonError},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use crate::{
     code::{Code, NvmlResult},
-    config::{Config, ConfigError},
+    config::{Config, ConfigError, GpuGroup},
+    events::{Event, EventSet},
     faults,
     handles::{self, Handle},
     state::{Gpu, State},
-    store::{StateDir, StateError},
+    store::{SessionFile, StateDir, StateError},
     tables::{self, Model},
 };
 
@@ -23,12 +25,25 @@ pub(crate) struct Session {
     store: StateDir,
     /// What never changes of each GPU, by index.
     pub(crate) gpus: Vec<Card>,
+    event_sets: Mutex<BTreeMap<u64, EventSet>>,
+    _open: SessionFile,
 }
+
+/// How often a waiting call looks for events.
+const LOOK: Duration = Duration::from_millis(20);
 
 /// A GPU as far as it does not change.
 pub(crate) struct Card {
     pub(crate) uuid: String,
     pub(crate) model: &'static Model,
+    group: GpuGroup,
+}
+
+impl Card {
+    /// A profile's name as NVML reports it.
+    pub(crate) fn profile_name<'a>(&'a self, name: &'a str) -> &'a str {
+        self.group.profile_names.get(name).map_or(name, String::as_str)
+    }
 }
 
 /// A device handle, resolved.
@@ -42,6 +57,15 @@ impl Device {
     pub(crate) fn gpu(self) -> u32 {
         match self {
             Self::Gpu(gpu) | Self::Mig { gpu, .. } => gpu,
+        }
+    }
+}
+
+impl From<Device> for Handle {
+    fn from(device: Device) -> Self {
+        match device {
+            Device::Gpu(gpu) => Self::Gpu(gpu),
+            Device::Mig { gpu, gi, ci } => Self::MigDevice { gpu, gi, ci },
         }
     }
 }
@@ -106,13 +130,14 @@ impl Session {
         let start = || {
             let store = StateDir::prepare(&config)?;
             let mut gpus = Vec::new();
-            for gpu in store.read()?.gpus {
-                gpus.push(Card { model: tables::model(&gpu.model)?, uuid: gpu.uuid });
+            for (gpu, group) in store.read()?.gpus.into_iter().zip(config.each_gpu()) {
+                gpus.push(Card { model: tables::model(&gpu.model)?, uuid: gpu.uuid, group: group.clone() });
             }
-            Ok((store, gpus))
+            let open = store.enter()?;
+            Ok((store, gpus, open))
         };
-        let (store, gpus) = start().map_err(|error: StateError| broken(&error))?;
-        Ok(Self { config, store, gpus })
+        let (store, gpus, open) = start().map_err(|error: StateError| broken(&error))?;
+        Ok(Self { config, store, gpus, event_sets: Mutex::default(), _open: open })
     }
 
     fn sleep(&self, function: &str) {
@@ -121,7 +146,21 @@ impl Session {
         }
     }
 
-    /// A call that concerns no GPU's instances: only its latency and faults.
+    /// A call on a GPU that concerns none of its instances.
+    pub(crate) fn call_on(&self, function: &str, index: u32) -> NvmlResult<()> {
+        self.call(function)?;
+        self.card(index)?;
+        self.present([index])
+    }
+
+    /// Whether none of the GPUs is lost.
+    pub(crate) fn present(&self, indices: impl IntoIterator<Item = u32>) -> NvmlResult<()> {
+        let state = self.look()?;
+        let lost = |index: u32| state.gpus.get(index as usize).is_some_and(|gpu| gpu.lost);
+        if indices.into_iter().any(lost) { Err(Code::GPU_IS_LOST) } else { Ok(()) }
+    }
+
+    /// A call that concerns no GPU: only its latency and faults.
     pub(crate) fn call(&self, function: &str) -> NvmlResult<()> {
         self.sleep(function);
         if !faults::concern(&self.config.faults, function) {
@@ -144,6 +183,9 @@ impl Session {
         let done = self.store.transact(|state| {
             faults::count(&self.config.faults, state, function)?;
             let gpu = state.gpus.get_mut(index as usize).ok_or(Code::UNKNOWN)?;
+            if gpu.lost {
+                return Err(Code::GPU_IS_LOST);
+            }
             let mut trial = gpu.clone();
             let result = f(card.model, &mut trial)?;
             *gpu = trial;
@@ -155,6 +197,68 @@ impl Session {
     /// Reads all GPUs' instances on behalf of a call that has counted already.
     pub(crate) fn look(&self) -> NvmlResult<State> {
         self.store.read().map_err(|error| broken(&error))
+    }
+
+    /// Whether a GPU can be reset to change its MIG mode, where that takes a reset.
+    pub(crate) fn resettable(&self, index: u32) -> NvmlResult<()> {
+        let card = self.card(index)?;
+        if !card.model.keeps_mig_mode() {
+            return Ok(());
+        }
+        if card.group.passthrough {
+            return Err(Code::RESET_REQUIRED);
+        }
+        // This session itself does not stand in the way.
+        let sessions = self.store.sessions().map_err(|error| broken(&error))?;
+        if sessions > 1 { Err(Code::IN_USE) } else { Ok(()) }
+    }
+
+    /// Makes an event set and returns its number.
+    pub(crate) fn new_event_set(&self) -> u64 {
+        let number = handles::new_event_set();
+        self.with_sets(|sets| sets.insert(number, EventSet::default()));
+        number
+    }
+
+    pub(crate) fn drop_event_set(&self, number: u64) {
+        self.with_sets(|sets| sets.remove(&number));
+    }
+
+    /// Lets an event set take events of a GPU.
+    pub(crate) fn register(&self, set: u64, gpu: u32, types: u64) -> NvmlResult<()> {
+        let events = self.store.events().map_err(|error| broken(&error))?;
+        self.with_sets(|sets| sets.get_mut(&set).map(|set| set.register(gpu, types, &events)))
+            .ok_or(Code::INVALID_ARGUMENT)
+    }
+
+    /// Waits for an event of the set. Other calls go on meanwhile.
+    pub(crate) fn wait(&self, set: u64, timeout: Duration) -> NvmlResult<Event> {
+        let deadline = Instant::now() + timeout;
+        let mut seen = None;
+        loop {
+            let events = self.store.events().map_err(|error| broken(&error))?;
+            let found = self.with_sets(|sets| {
+                let set = sets.get_mut(&set)?;
+                Some((set.next(&events), set.gpus().collect::<Vec<_>>()))
+            });
+            let (event, gpus) = found.ok_or(Code::INVALID_ARGUMENT)?;
+            if let Some(event) = event {
+                return Ok(event);
+            }
+            // A GPU that is lost is an event, too.
+            if seen.replace(events.next) != Some(events.next) {
+                self.present(gpus)?;
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(Code::TIMEOUT);
+            }
+            thread::sleep(left.min(LOOK));
+        }
+    }
+
+    fn with_sets<T>(&self, f: impl FnOnce(&mut BTreeMap<u64, EventSet>) -> T) -> T {
+        f(&mut self.event_sets.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// The GPU at an index. A handle may come from an earlier session that had more GPUs.

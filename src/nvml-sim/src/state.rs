@@ -37,6 +37,12 @@ pub struct Gpu {
     pub mig_pending: bool,
     /// Compute instances ever made, so that one made again gets another UUID.
     pub created: u64,
+    /// Whether it has fallen off the bus: every call on it fails until it is reset.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub lost: bool,
+    /// The ids of the processes that compute on the whole GPU, which they can only without MIG mode, in ascending order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub processes: Vec<u32>,
     /// Ordered by id.
     pub gpu_instances: Vec<GpuInstance>,
 }

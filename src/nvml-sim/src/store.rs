@@ -2,24 +2,29 @@
 //!
 //! `state.json` is read and replaced under `lock`. `gpu-<index>.lock` is held for the whole of a call on a GPU, latency
 //! included, so that calls on one GPU follow each other while different GPUs proceed in parallel. A GPU's lock is
-//! always taken before `lock`.
+//! always taken before `lock`. `events.json` is replaced under `lock`, too, and read without it. `sessions/` holds a locked
+//! file for each open session; a process that dies leaves its file unlocked.
 
 use std::{
     fs::{self, File},
     io,
     path::{Path, PathBuf},
+    time::SystemTime,
 };
 
 use crate::{
     code::{Code, NvmlResult},
     config::{Config, MigMode},
     driver::{self, Placement},
+    events::{self, Event, Events},
     ids,
     state::{Gpu, Instance, State, VERSION},
     tables::{self, Model, ModelError},
 };
 
 const STATE: &str = "state.json";
+const EVENTS: &str = "events.json";
+const SESSIONS: &str = "sessions";
 
 /// A state directory.
 ///
@@ -166,34 +171,137 @@ impl StateDir {
         })
     }
 
-    /// Lets a process compute in a slice.
-    pub fn add_process(&self, mig_uuid: &str, pid: u32) -> Result<(), StateError> {
-        self.on_slice("add process", mig_uuid, pid, driver::add_process)
+    /// Lets a process compute in a slice, or on a whole GPU without MIG mode.
+    pub fn add_process(&self, uuid: &str, pid: u32) -> Result<(), StateError> {
+        self.on_device("add process", uuid, pid, driver::add_process)
     }
 
-    /// Ends a process in a slice.
-    pub fn remove_process(&self, mig_uuid: &str, pid: u32) -> Result<(), StateError> {
-        self.on_slice("remove process", mig_uuid, pid, driver::remove_process)
+    /// Ends a process in a slice or on a whole GPU.
+    pub fn remove_process(&self, uuid: &str, pid: u32) -> Result<(), StateError> {
+        self.on_device("remove process", uuid, pid, driver::remove_process)
     }
 
-    /// Sets the MIG mode of a GPU.
+    /// Sets the MIG mode of a GPU, whoever has NVML open.
     pub fn set_mig_mode(&self, gpu_uuid: &str, enable: bool) -> Result<(), StateError> {
         let what = || format!("set the MIG mode of {gpu_uuid}");
-        self.change(gpu_uuid, what, |_, _, gpu| driver::set_mig_mode(gpu, enable))
+        self.change(gpu_uuid, what, |_, _, gpu| driver::set_mig_mode(gpu, enable, Ok(())))
     }
 
-    fn on_slice(
+    /// Lets a GPU fall off the bus: XID 79, and every call on it fails with `GPU_IS_LOST`.
+    pub fn lose_gpu(&self, gpu_uuid: &str) -> Result<(), StateError> {
+        /// "GPU has fallen off the bus" (NVIDIA's list of XIDs).
+        const OFF_THE_BUS: u64 = 79;
+        let _lock = self.lock("lock")?;
+        let mut state = self.load()?;
+        let (index, gpu) = find(&mut state, gpu_uuid).ok_or_else(|| not_found("lose", gpu_uuid))?;
+        gpu.lost = true;
+        let event = Event::xid(index, OFF_THE_BUS, None, None);
+        self.save(&state)?;
+        self.post([event])
+    }
+
+    /// Resets a GPU, as through its bus: what was lost is found again, its instances are gone, and so is the MIG mode from
+    /// Hopper on. NVML clients are not asked; a process that computes on a GPU that is not lost refuses it (`IN_USE`).
+    pub fn reset_gpu(&self, gpu_uuid: &str) -> Result<(), StateError> {
+        let done = self.update(|state| {
+            let (_, gpu) = find(state, gpu_uuid).ok_or(Code::NOT_FOUND)?;
+            driver::reset(tables::model(&gpu.model).map_err(|_| Code::UNKNOWN)?, gpu)
+        })?;
+        done.map_err(|code| StateError::Refused { what: format!("reset {gpu_uuid}"), code })
+    }
+
+    /// Unloads the driver and loads it again: what [`Self::reset_gpu`] does, for every GPU. Refused (`IN_USE`) while a process
+    /// computes or an NVML session is open, as the kernel refuses to remove a module in use.
+    pub fn reload_driver(&self) -> Result<(), StateError> {
+        let mut sessions = Ok(0);
+        let done = self.update(|state| {
+            sessions = self.open_sessions();
+            if !matches!(sessions, Ok(0)) {
+                return Err(Code::IN_USE);
+            }
+            state
+                .gpus
+                .iter_mut()
+                .try_for_each(|gpu| driver::reset(tables::model(&gpu.model).map_err(|_| Code::UNKNOWN)?, gpu))
+        })?;
+        let what = format!("reload the driver, with {} NVML sessions open", sessions?);
+        done.map_err(|code| StateError::Refused { what, code })
+    }
+
+    /// Reports an XID error of a GPU, or of one of its GPU instances or compute instances, to whoever waits for events.
+    pub fn xid(
+        &self,
+        gpu_uuid: &str,
+        xid: u64,
+        gpu_instance_id: Option<u32>,
+        compute_instance_id: Option<u32>,
+    ) -> Result<(), StateError> {
+        let _lock = self.lock("lock")?;
+        let mut state = self.load()?;
+        let (index, gpu) = find(&mut state, gpu_uuid).ok_or_else(|| not_found("XID", gpu_uuid))?;
+        let there = match (gpu_instance_id, compute_instance_id) {
+            (Some(gi), Some(ci)) => gpu.compute_instance(gi, ci).map(|_| ()),
+            (Some(gi), None) => gpu.gpu_instance(gi).map(|_| ()),
+            (None, None) => Ok(()),
+            (None, Some(_)) => Err(Code::INVALID_ARGUMENT),
+        };
+        there.map_err(|code| StateError::Refused { what: format!("XID {xid} on {gpu_uuid}"), code })?;
+        self.post([Event::xid(index, xid, gpu_instance_id, compute_instance_id)])
+    }
+
+    /// How many processes have NVML initialised.
+    pub fn sessions(&self) -> Result<usize, StateError> {
+        let _lock = self.lock("lock")?;
+        self.open_sessions()
+    }
+
+    /// Counts the locked files and removes those that dead processes left. The caller holds `lock`.
+    fn open_sessions(&self) -> Result<usize, StateError> {
+        let path = self.dir.join(SESSIONS);
+        let entries = match fs::read_dir(&path) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(0),
+            other => other.map_err(|source| StateError::Io { path: path.clone(), source })?,
+        };
+        let mut open = 0;
+        for entry in entries.filter_map(Result::ok) {
+            match File::open(entry.path()).map(|file| file.try_lock()) {
+                Ok(Err(fs::TryLockError::WouldBlock)) => open += 1,
+                // Gone meanwhile, or left behind; what cannot be removed does not count all the same.
+                _ => drop(fs::remove_file(entry.path())),
+            }
+        }
+        Ok(open)
+    }
+
+    /// Opens a session, which ends when the result is dropped or the process dies.
+    pub(crate) fn enter(&self) -> Result<SessionFile, StateError> {
+        let _lock = self.lock("lock")?;
+        let folder = self.dir.join(SESSIONS);
+        // A process id alone is not unique: containers have their own.
+        let since_epoch = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default().as_nanos();
+        let path = folder.join(format!("{}-{since_epoch}", std::process::id()));
+        let take = || {
+            fs::create_dir_all(&folder)?;
+            let file = File::create_new(&path)?;
+            file.lock()?;
+            Ok(file)
+        };
+        let file = take().map_err(|source| StateError::Io { path: path.clone(), source })?;
+        Ok(SessionFile { path, _locked: file })
+    }
+
+    fn on_device(
         &self,
         what: &str,
-        mig_uuid: &str,
+        uuid: &str,
         pid: u32,
         f: fn(&mut Gpu, &str, u32) -> NvmlResult<()>,
     ) -> Result<(), StateError> {
         let done = self.update(|state| {
-            let mut results = state.gpus.iter_mut().map(|gpu| f(gpu, mig_uuid, pid));
+            let mut results = state.gpus.iter_mut().map(|gpu| f(gpu, uuid, pid));
             results.find(|r| *r != Err(Code::NOT_FOUND)).unwrap_or(Err(Code::NOT_FOUND))
         })?;
-        done.map_err(|code| StateError::Refused { what: format!("{what} {pid} in {mig_uuid}"), code })
+        done.map_err(|code| StateError::Refused { what: format!("{what} {pid} in {uuid}"), code })
     }
 
     fn change<T>(
@@ -203,9 +311,11 @@ impl StateDir {
         f: impl FnOnce(&Model, u32, &mut Gpu) -> NvmlResult<T>,
     ) -> Result<T, StateError> {
         let done = self.update(|state| {
-            let mut gpus = (0..).zip(&mut state.gpus);
-            let (index, gpu) = gpus.find(|(_, g)| g.uuid == gpu_uuid).ok_or(Code::NOT_FOUND)?;
+            let (index, gpu) = find(state, gpu_uuid).ok_or(Code::NOT_FOUND)?;
             let model = tables::model(&gpu.model).map_err(|_| Code::UNKNOWN)?;
+            if gpu.lost {
+                return Err(Code::GPU_IS_LOST);
+            }
             f(model, index, gpu)
         })?;
         done.map_err(|code| StateError::Refused { what: what(), code })
@@ -223,7 +333,7 @@ impl StateDir {
         })
     }
 
-    /// Reads the state, lets `f` see and change it, and writes it back if it changed.
+    /// Reads the state, lets `f` see and change it, and writes it back if it changed. Instances that came or went are an event.
     pub(crate) fn transact<T>(&self, f: impl FnOnce(&mut State) -> T) -> Result<T, StateError> {
         let _lock = self.lock("lock")?;
         let before = self.load()?;
@@ -231,8 +341,31 @@ impl StateDir {
         let result = f(&mut state);
         if state != before {
             self.save(&state)?;
+            self.post(events::mig_config_changes(&before, &state))?;
         }
         Ok(result)
+    }
+
+    /// Appends events. The caller holds `lock`.
+    fn post(&self, new: impl IntoIterator<Item = Event>) -> Result<(), StateError> {
+        let mut new = new.into_iter().peekable();
+        if new.peek().is_none() {
+            return Ok(());
+        }
+        let mut events = self.events()?;
+        new.for_each(|event| events.push(event));
+        self.replace(EVENTS, &events)
+    }
+
+    /// The latest events.
+    pub(crate) fn events(&self) -> Result<Events, StateError> {
+        let path = self.dir.join(EVENTS);
+        match fs::read(&path) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(Events::default()),
+            Err(source) => Err(StateError::Io { path, source }),
+            Ok(bytes) => serde_json::from_slice(&bytes)
+                .map_err(|e| StateError::Corrupt { path, reason: e.to_string() }),
+        }
     }
 
     /// Waits for this GPU's turn, which ends when the result is dropped.
@@ -272,11 +405,15 @@ impl StateDir {
     }
 
     fn save(&self, state: &State) -> Result<(), StateError> {
-        let path = self.file();
-        let scratch = self.dir.join(format!("{STATE}.tmp"));
+        self.replace(STATE, state)
+    }
+
+    fn replace(&self, name: &str, content: &impl serde::Serialize) -> Result<(), StateError> {
+        let path = self.dir.join(name);
+        let scratch = self.dir.join(format!("{name}.tmp"));
         let write = || {
             // Not synced to disk: after a power failure the instances are gone anyway.
-            fs::write(&scratch, serde_json::to_vec_pretty(state)?)?;
+            fs::write(&scratch, serde_json::to_vec_pretty(content)?)?;
             fs::rename(&scratch, &path)
         };
         write().map_err(|source| StateError::Io { path: path.clone(), source })
@@ -288,17 +425,38 @@ impl StateDir {
     }
 }
 
+/// The mark of an open session.
+pub(crate) struct SessionFile {
+    path: PathBuf,
+    _locked: File,
+}
+
+impl Drop for SessionFile {
+    fn drop(&mut self) {
+        // Nothing is lost if it stays: only its lock counts.
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+fn find<'a>(state: &'a mut State, gpu_uuid: &str) -> Option<(u32, &'a mut Gpu)> {
+    (0..).zip(&mut state.gpus).find(|(_, gpu)| gpu.uuid == gpu_uuid)
+}
+
+fn not_found(what: &str, gpu_uuid: &str) -> StateError {
+    StateError::Refused { what: format!("{what} {gpu_uuid}"), code: Code::NOT_FOUND }
+}
+
 /// The GPUs that a configuration describes, as they are before anybody touches them.
 fn configured_gpus(config: &Config) -> Vec<Gpu> {
-    let groups = config.gpus.iter();
-    let each = groups.flat_map(|group| std::iter::repeat_n(group, group.count as usize));
     let seed = config.seed();
-    let gpus = (0..).zip(each).map(|(index, group)| Gpu {
+    let gpus = (0..).zip(config.each_gpu()).map(|(index, group)| Gpu {
         uuid: ids::gpu_uuid(&seed, index),
         model: group.model.clone(),
         mig_enabled: group.mig_mode == MigMode::Enabled,
         mig_pending: group.mig_mode == MigMode::Enabled,
         created: 0,
+        lost: false,
+        processes: Vec::new(),
         gpu_instances: Vec::new(),
     });
     gpus.collect()

@@ -237,8 +237,9 @@ impl Model {
         self.profiles.iter().map(|p| p.memory_mib).max().unwrap_or(0)
     }
 
-    /// Ampere keeps the MIG mode in the `InfoROM`; later architectures lose it with the driver.
-    pub fn mig_mode_survives_reboot(&self) -> bool {
+    /// Ampere keeps the MIG mode in the `InfoROM` and changes it by a reset; later architectures need no reset for it and
+    /// lose it at one, as with the driver and at a reboot.
+    pub fn keeps_mig_mode(&self) -> bool {
         self.architecture == "ampere"
     }
 }

@@ -14,6 +14,8 @@ fn gpu(model: &Model) -> Gpu {
         mig_enabled: true,
         mig_pending: true,
         created: 0,
+        lost: false,
+        processes: Vec::new(),
         gpu_instances: Vec::new(),
     }
 }
@@ -252,10 +254,10 @@ fn without_mig_mode_nothing_can_be_made() {
     let a100 = model("A100-80GB");
     let mut g = gpu(a100);
     create(a100, &mut g, "1g.10gb", 0).unwrap();
-    assert_eq!(set_mig_mode(&mut g, false), Err(Code::IN_USE));
+    assert_eq!(set_mig_mode(&mut g, false, Ok(())), Err(Code::IN_USE));
     assert_eq!((g.mig_enabled, g.mig_pending), (true, false));
     destroy_gpu_instance(&mut g, 7).unwrap();
-    assert_eq!(set_mig_mode(&mut g, false), Ok(()));
+    assert_eq!(set_mig_mode(&mut g, false, Ok(())), Ok(()));
     assert_eq!(create(a100, &mut g, "1g.10gb", 0), Err(Code::NOT_SUPPORTED));
     assert_eq!(remaining_capacity(a100, &g, 19), Err(Code::NOT_SUPPORTED));
 }
@@ -283,4 +285,34 @@ fn mig_devices_are_ordered_by_gpu_instance_and_have_gaps() {
     create_compute_instance(a100, &mut g, 3, 0).unwrap();
     create_compute_instance(a100, &mut g, 3, 0).unwrap();
     assert_eq!(mig_devices(&g), [Some((3, 0)), Some((3, 1)), None, Some((8, 0))]);
+}
+
+#[test]
+fn a_reset_is_refused_while_a_process_computes_unless_the_gpu_is_lost() {
+    let h100 = model("H100-SXM5-80GB");
+    let mut g = gpu(h100);
+    let gi = create(h100, &mut g, "1g.10gb", 0).unwrap();
+    create_compute_instance(h100, &mut g, gi, 0).unwrap();
+    let uuid = g.compute_instance(gi, 0).unwrap().uuid.clone();
+    add_process(&mut g, &uuid, 42).unwrap();
+    let before = g.clone();
+    assert_eq!(reset(h100, &mut g), Err(Code::IN_USE));
+    assert_eq!(g, before);
+    g.lost = true;
+    assert_eq!(reset(h100, &mut g), Ok(()));
+    assert_eq!((g.lost, g.mig_enabled, g.mig_pending, g.gpu_instances.len()), (false, false, false, 0));
+    let whole = g.uuid.clone();
+    add_process(&mut g, &whole, 42).unwrap();
+    assert_eq!(reset(h100, &mut g), Err(Code::IN_USE));
+}
+
+#[test]
+fn a_pending_mig_mode_waits_for_a_reset() {
+    let a100 = model("A100-80GB");
+    let mut g = Gpu { mig_enabled: false, mig_pending: false, ..gpu(a100) };
+    assert_eq!(set_mig_mode(&mut g, true, Err(Code::RESET_REQUIRED)), Err(Code::RESET_REQUIRED));
+    assert_eq!((g.mig_enabled, g.mig_pending), (false, true));
+    reset(a100, &mut g).unwrap();
+    assert_eq!((g.mig_enabled, g.mig_pending), (true, true));
+    assert_eq!(set_mig_mode(&mut g, true, Err(Code::RESET_REQUIRED)), Ok(()), "it is on already");
 }

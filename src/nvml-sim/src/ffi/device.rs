@@ -16,6 +16,8 @@ use crate::{
 };
 
 const MIB: u64 = 1 << 20;
+/// What nvml.h has for the id of an instance where there is none.
+pub(super) const NO_INSTANCE: c_uint = c_uint::MAX;
 
 /// `nvmlDeviceGetCount_v2`: GPUs, without MIG devices.
 #[unsafe(no_mangle)]
@@ -38,8 +40,7 @@ pub unsafe extern "C" fn nvmlDeviceGetHandleByIndex_v2(
     call(|s| {
         // SAFETY: nvml.h's contract.
         let out = unsafe { Out::new(device) }?;
-        s.call("nvmlDeviceGetHandleByIndex_v2")?;
-        s.card(index)?;
+        s.call_on("nvmlDeviceGetHandleByIndex_v2", index)?;
         out.put(intern(Handle::Gpu(index)));
         Ok(())
     })
@@ -59,15 +60,16 @@ pub unsafe extern "C" fn nvmlDeviceGetHandleByUUID(
         let uuid = unsafe { input_text(uuid) }?;
         s.call(NAME)?;
         let handle = by_uuid(s, &uuid)?;
-        out.put(intern(handle));
+        s.present([handle.gpu()])?;
+        out.put(intern(handle.into()));
         Ok(())
     })
 }
 
-fn by_uuid(s: &Session, uuid: &str) -> NvmlResult<Handle> {
+fn by_uuid(s: &Session, uuid: &str) -> NvmlResult<Device> {
     let index = |uuid: &str| (0..).zip(&s.gpus).find(|(_, card)| card.uuid == uuid).map(|(index, _)| index);
     if let Some(gpu) = index(uuid) {
-        return Ok(Handle::Gpu(gpu));
+        return Ok(Device::Gpu(gpu));
     }
     if let Some(place) = uuid.strip_prefix("MIG-GPU-") {
         let mut parts = place.split('/');
@@ -77,12 +79,12 @@ fn by_uuid(s: &Session, uuid: &str) -> NvmlResult<Handle> {
         let ci = next()?.parse().map_err(|_| Code::INVALID_ARGUMENT)?;
         let state = s.look()?;
         state.gpus.get(gpu as usize).ok_or(Code::NOT_FOUND)?.compute_instance(gi, ci)?;
-        return Ok(Handle::MigDevice { gpu, gi, ci });
+        return Ok(Device::Mig { gpu, gi, ci });
     }
     for (gpu, held) in (0..).zip(&s.look()?.gpus) {
         for gi in &held.gpu_instances {
             if let Some(ci) = gi.compute_instances.iter().find(|ci| ci.uuid == uuid) {
-                return Ok(Handle::MigDevice { gpu, gi: gi.id, ci: ci.id });
+                return Ok(Device::Mig { gpu, gi: gi.id, ci: ci.id });
             }
         }
     }
@@ -103,6 +105,7 @@ pub unsafe extern "C" fn nvmlDeviceGetHandleByPciBusId_v2(
         s.call("nvmlDeviceGetHandleByPciBusId_v2")?;
         let named = |gpu: &c_uint| wanted == bus_id(*gpu) || format!("0000{wanted}") == bus_id(*gpu);
         let gpu = (0..count(s.gpus.len())).find(named).ok_or(Code::NOT_FOUND)?;
+        s.present([gpu])?;
         out.put(intern(Handle::Gpu(gpu)));
         Ok(())
     })
@@ -122,8 +125,8 @@ pub unsafe extern "C" fn nvmlDeviceGetPciInfo_v3(
     call(|s| {
         // SAFETY: nvml.h's contract.
         let out = unsafe { Out::new(pci) }?;
-        s.call("nvmlDeviceGetPciInfo_v3")?;
         let gpu = s.gpu(device)?;
+        s.call_on("nvmlDeviceGetPciInfo_v3", gpu)?;
         let id = bus_id(gpu);
         out.put(nvmlPciInfo_t {
             busIdLegacy: field(&id[4..]),
@@ -151,7 +154,7 @@ pub unsafe extern "C" fn nvmlDeviceGetUUID(
         let out = unsafe { OutText::new(uuid, length) }?;
         match s.device(device)? {
             Device::Gpu(gpu) => {
-                s.call(NAME)?;
+                s.call_on(NAME, gpu)?;
                 out.put(&s.card(gpu)?.uuid)
             }
             Device::Mig { gpu, gi, ci } => {
@@ -175,14 +178,13 @@ pub unsafe extern "C" fn nvmlDeviceGetName(
         let out = unsafe { OutText::new(name, length) }?;
         match s.device(device)? {
             Device::Gpu(gpu) => {
-                s.call(NAME)?;
+                s.call_on(NAME, gpu)?;
                 out.put(&s.card(gpu)?.model.name)
             }
             Device::Mig { gpu, gi, .. } => {
-                let name = s.on_gpu(NAME, gpu, |model, held| {
-                    Ok(format!("{} MIG {}", model.name, held.gpu_instance(gi)?.profile))
-                })?;
-                out.put(&name)
+                let profile = s.on_gpu(NAME, gpu, |_, held| Ok(held.gpu_instance(gi)?.profile.clone()))?;
+                let card = s.card(gpu)?;
+                out.put(&format!("{} MIG {}", card.model.name, card.profile_name(&profile)))
             }
         }
     })
@@ -196,7 +198,7 @@ pub unsafe extern "C" fn nvmlDeviceGetIndex(device: nvmlDevice_t, index: *mut c_
         // SAFETY: nvml.h's contract.
         let out = unsafe { Out::new(index) }?;
         let index = match s.device(device)? {
-            Device::Gpu(gpu) => s.call(NAME).map(|()| gpu)?,
+            Device::Gpu(gpu) => s.call_on(NAME, gpu).map(|()| gpu)?,
             Device::Mig { gpu, gi, ci } => s.on_gpu(NAME, gpu, |_, held| {
                 let at = driver::mig_devices(held).iter().position(|d| *d == Some((gi, ci)));
                 at.map(count).ok_or(Code::NOT_FOUND)
@@ -216,8 +218,9 @@ pub unsafe extern "C" fn nvmlDeviceGetMinorNumber(
     call(|s| {
         // SAFETY: nvml.h's contract.
         let out = unsafe { Out::new(minorNumber) }?;
-        s.call("nvmlDeviceGetMinorNumber")?;
-        out.put(s.gpu(device)?);
+        let gpu = s.gpu(device)?;
+        s.call_on("nvmlDeviceGetMinorNumber", gpu)?;
+        out.put(gpu);
         Ok(())
     })
 }
@@ -256,7 +259,7 @@ pub unsafe extern "C" fn nvmlDeviceGetMemoryInfo_v2(
 
 fn memory_bytes(s: &Session, function: &str, device: nvmlDevice_t) -> NvmlResult<u64> {
     let mib = match s.device(device)? {
-        Device::Gpu(gpu) => s.call(function).and_then(|()| Ok(s.card(gpu)?.model.memory_mib()))?,
+        Device::Gpu(gpu) => s.call_on(function, gpu).and_then(|()| Ok(s.card(gpu)?.model.memory_mib()))?,
         Device::Mig { gpu, gi, ci } => s.on_gpu(function, gpu, |model, held| {
             held.compute_instance(gi, ci)?;
             Ok(driver::profile_by_id(model, held.gpu_instance(gi)?.profile_id)?.memory_mib)
@@ -265,7 +268,7 @@ fn memory_bytes(s: &Session, function: &str, device: nvmlDevice_t) -> NvmlResult
     Ok(mib * MIB)
 }
 
-/// `nvmlDeviceGetComputeRunningProcesses_v3`: of a MIG device its own, of a GPU those of all its slices.
+/// `nvmlDeviceGetComputeRunningProcesses_v3`: of a MIG device its own, of a GPU also those of all its slices.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn nvmlDeviceGetComputeRunningProcesses_v3(
     device: nvmlDevice_t,
@@ -308,12 +311,19 @@ fn processes(held: &Gpu, device: Device) -> Vec<nvmlProcessInfo_t> {
         let each = computes.flat_map(move |c| c.processes.iter().map(move |&pid| (pid, gi_id, c.id)));
         each.collect::<Vec<_>>()
     };
+    let whole = match device {
+        Device::Gpu(_) => held.processes.as_slice(),
+        Device::Mig { .. } => &[],
+    };
+    let whole = whole.iter().map(|&pid| (pid, NO_INSTANCE, NO_INSTANCE));
     let all = held.gpu_instances.iter().flat_map(of);
-    all.map(|(pid, gpuInstanceId, computeInstanceId)| nvmlProcessInfo_t {
-        pid,
-        usedGpuMemory: 0,
-        gpuInstanceId,
-        computeInstanceId,
-    })
-    .collect()
+    whole
+        .chain(all)
+        .map(|(pid, gpuInstanceId, computeInstanceId)| nvmlProcessInfo_t {
+            pid,
+            usedGpuMemory: 0,
+            gpuInstanceId,
+            computeInstanceId,
+        })
+        .collect()
 }

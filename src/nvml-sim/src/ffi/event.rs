@@ -1,21 +1,18 @@
-//! Events. None ever happens: waiting takes its time and ends without one.
+//! Events.
 
 use std::{
     ffi::{c_uint, c_ulonglong},
-    thread,
     time::Duration,
 };
 
 use nvml_wrapper_sys::bindings::{nvmlDevice_t, nvmlEventData_t, nvmlEventSet_t, nvmlReturn_t};
 
-use super::{Out, call};
+use super::{Out, call, device::NO_INSTANCE};
 use crate::{
     code::{Code, NvmlResult},
-    handles::{self, Handle},
+    events::SUPPORTED,
+    handles::{self, Handle, intern},
 };
-
-/// `nvmlEventTypeXidCriticalError | nvmlEventMigConfigChange`
-const SUPPORTED: c_ulonglong = 0x8 | 0x100;
 
 /// `nvmlEventSetCreate`
 #[unsafe(no_mangle)]
@@ -24,7 +21,7 @@ pub unsafe extern "C" fn nvmlEventSetCreate(set: *mut nvmlEventSet_t) -> nvmlRet
         // SAFETY: nvml.h's contract.
         let out = unsafe { Out::new(set) }?;
         s.call("nvmlEventSetCreate")?;
-        out.put(handles::new_event_set());
+        out.put(intern(Handle::EventSet(s.new_event_set())));
         Ok(())
     })
 }
@@ -34,7 +31,8 @@ pub unsafe extern "C" fn nvmlEventSetCreate(set: *mut nvmlEventSet_t) -> nvmlRet
 pub extern "C" fn nvmlEventSetFree(set: nvmlEventSet_t) -> nvmlReturn_t {
     call(|s| {
         s.call("nvmlEventSetFree")?;
-        handles::free_event_set(set)
+        s.drop_event_set(handles::free_event_set(set)?);
+        Ok(())
     })
 }
 
@@ -47,14 +45,14 @@ pub unsafe extern "C" fn nvmlDeviceGetSupportedEventTypes(
     call(|s| {
         // SAFETY: nvml.h's contract.
         let out = unsafe { Out::new(eventTypes) }?;
-        s.call("nvmlDeviceGetSupportedEventTypes")?;
-        s.gpu(device)?;
+        let gpu = s.gpu(device)?;
+        s.call_on("nvmlDeviceGetSupportedEventTypes", gpu)?;
         out.put(SUPPORTED);
         Ok(())
     })
 }
 
-/// `nvmlDeviceRegisterEvents`
+/// `nvmlDeviceRegisterEvents`: what happened before is not delivered.
 #[unsafe(no_mangle)]
 pub extern "C" fn nvmlDeviceRegisterEvents(
     device: nvmlDevice_t,
@@ -62,14 +60,17 @@ pub extern "C" fn nvmlDeviceRegisterEvents(
     set: nvmlEventSet_t,
 ) -> nvmlReturn_t {
     call(|s| {
-        s.call("nvmlDeviceRegisterEvents")?;
-        s.gpu(device)?;
-        event_set(set)?;
-        if eventTypes & !SUPPORTED == 0 { Ok(()) } else { Err(Code::NOT_SUPPORTED) }
+        let gpu = s.gpu(device)?;
+        s.call_on("nvmlDeviceRegisterEvents", gpu)?;
+        let set = event_set(set)?;
+        if eventTypes & !SUPPORTED != 0 {
+            return Err(Code::NOT_SUPPORTED);
+        }
+        s.register(set, gpu, eventTypes)
     })
 }
 
-/// `nvmlEventSetWait_v2`
+/// `nvmlEventSetWait_v2`: fails with `GPU_IS_LOST` at once while a GPU of the set is lost and no event is left.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn nvmlEventSetWait_v2(
     set: nvmlEventSet_t,
@@ -78,17 +79,23 @@ pub unsafe extern "C" fn nvmlEventSetWait_v2(
 ) -> nvmlReturn_t {
     call(|s| {
         // SAFETY: nvml.h's contract.
-        let _unused = unsafe { Out::new(data) }?;
+        let out = unsafe { Out::new(data) }?;
         s.call("nvmlEventSetWait_v2")?;
-        event_set(set)?;
-        thread::sleep(Duration::from_millis(timeoutms.into()));
-        Err(Code::TIMEOUT)
+        let event = s.wait(event_set(set)?, Duration::from_millis(timeoutms.into()))?;
+        out.put(nvmlEventData_t {
+            device: intern(Handle::Gpu(event.gpu)),
+            eventType: event.event_type,
+            eventData: event.data,
+            gpuInstanceId: event.gpu_instance_id.unwrap_or(NO_INSTANCE),
+            computeInstanceId: event.compute_instance_id.unwrap_or(NO_INSTANCE),
+        });
+        Ok(())
     })
 }
 
-fn event_set(set: nvmlEventSet_t) -> NvmlResult<()> {
+fn event_set(set: nvmlEventSet_t) -> NvmlResult<u64> {
     match handles::resolve(set)? {
-        Handle::EventSet(_) => Ok(()),
+        Handle::EventSet(number) => Ok(number),
         _ => Err(Code::INVALID_ARGUMENT),
     }
 }

@@ -29,8 +29,9 @@ pub unsafe extern "C" fn nvmlDeviceGetGpuInstanceProfileInfo(
     call(|s| {
         // SAFETY: nvml.h's contract.
         let out = unsafe { Out::new(info) }?;
-        s.call("nvmlDeviceGetGpuInstanceProfileInfo")?;
-        let p = driver::profile_by_enum(s.card(s.gpu(device)?)?.model, profile)?;
+        let gpu = s.gpu(device)?;
+        s.call_on("nvmlDeviceGetGpuInstanceProfileInfo", gpu)?;
+        let p = driver::profile_by_enum(s.card(gpu)?.model, profile)?;
         out.put(nvmlGpuInstanceProfileInfo_t {
             id: p.id,
             isP2pSupported: p.p2p.into(),
@@ -63,9 +64,11 @@ pub unsafe extern "C" fn nvmlDeviceGetGpuInstanceProfileInfoV(
     call(|s| {
         // SAFETY: nvml.h's contract: every version starts with its number, set by the caller.
         let version = unsafe { version(info, &[V2, V3]) }?;
-        s.call("nvmlDeviceGetGpuInstanceProfileInfoV")?;
-        let p = driver::profile_by_enum(s.card(s.gpu(device)?)?.model, profile)?;
-        let name = field(&format!("MIG {}", p.name));
+        let gpu = s.gpu(device)?;
+        s.call_on("nvmlDeviceGetGpuInstanceProfileInfoV", gpu)?;
+        let card = s.card(gpu)?;
+        let p = driver::profile_by_enum(card.model, profile)?;
+        let name = field(&format!("MIG {}", card.profile_name(&p.name)));
         if version.number == V2.number {
             // SAFETY: nvml.h's contract, for the version that the caller named.
             unsafe { Out::new(info) }?.put(nvmlGpuInstanceProfileInfo_v2_t {
@@ -120,8 +123,9 @@ pub unsafe extern "C" fn nvmlDeviceGetGpuInstancePossiblePlacements_v2(
         let number = unsafe { Out::new(placementCount) }?;
         // SAFETY: nvml.h promises room for every placement of the profile; the count is output only.
         let list = unsafe { OutArray::new(placements) };
-        s.call("nvmlDeviceGetGpuInstancePossiblePlacements_v2")?;
-        let p = driver::profile_by_id(s.card(s.gpu(device)?)?.model, profileId)?;
+        let gpu = s.gpu(device)?;
+        s.call_on("nvmlDeviceGetGpuInstancePossiblePlacements_v2", gpu)?;
+        let p = driver::profile_by_id(s.card(gpu)?.model, profileId)?;
         number.put(count(p.starts.len()));
         list.put(p.starts.iter().map(|&start| nvmlGpuInstancePlacement_t { start, size: p.size }));
         Ok(())

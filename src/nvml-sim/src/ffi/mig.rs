@@ -31,7 +31,8 @@ pub unsafe extern "C" fn nvmlDeviceGetMigMode(
     })
 }
 
-/// `nvmlDeviceSetMigMode`: success says only that the mode is pending; the activation status says whether it is on.
+/// `nvmlDeviceSetMigMode`: success says only that the mode is pending; the activation status says whether it is on. On Ampere
+/// it takes a reset, which other NVML sessions on the node and a virtual machine around this one prevent.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn nvmlDeviceSetMigMode(
     device: nvmlDevice_t,
@@ -47,8 +48,10 @@ pub unsafe extern "C" fn nvmlDeviceSetMigMode(
             1 => true,
             _ => return Err(Code::INVALID_ARGUMENT),
         };
-        let activated =
-            s.on_gpu("nvmlDeviceSetMigMode", gpu, |_, held| Ok(driver::set_mig_mode(held, enable)))?;
+        let resettable = s.resettable(gpu);
+        let activated = s.on_gpu("nvmlDeviceSetMigMode", gpu, |_, held| {
+            Ok(driver::set_mig_mode(held, enable, resettable))
+        })?;
         out.put(activated.map_or_else(|code| code.0, |()| 0));
         Ok(())
     })
@@ -104,8 +107,9 @@ pub unsafe extern "C" fn nvmlDeviceIsMigDeviceHandle(
     call(|s| {
         // SAFETY: nvml.h's contract.
         let out = unsafe { Out::new(isMigDevice) }?;
-        s.call("nvmlDeviceIsMigDeviceHandle")?;
-        out.put(matches!(s.device(device)?, Device::Mig { .. }).into());
+        let device = s.device(device)?;
+        s.call_on("nvmlDeviceIsMigDeviceHandle", device.gpu())?;
+        out.put(matches!(device, Device::Mig { .. }).into());
         Ok(())
     })
 }

@@ -6,7 +6,7 @@ use std::{
 };
 
 use nvml_sim::FUNCTIONS;
-use nvml_wrapper_sys::bindings::{NvmlLib, nvmlDevice_t, nvmlEventData_t, nvmlMemory_v2_t};
+use nvml_wrapper_sys::bindings::{NvmlLib, nvmlDevice_t, nvmlMemory_v2_t};
 
 use crate::harness::{Api, Node, a100, c, library, scenario, step, test_name, two_a100};
 
@@ -118,23 +118,4 @@ scenario!(memory_info_is_versioned, two_a100(), |api: Api| {
     assert_eq!((memory.total, memory.free), (80384 << 20, 80384 << 20));
     memory.version = 0x0100_0028;
     assert_eq!(c!(api.lib(), nvmlDeviceGetMemoryInfo_v2(api.gpu(0), &raw mut memory)), Err(25));
-});
-
-scenario!(events_never_come, two_a100(), |api: Api| {
-    let (lib, gpu) = (api.lib(), api.gpu(0));
-    let mut types = 0;
-    assert_eq!((c!(lib, nvmlDeviceGetSupportedEventTypes(gpu, &mut types)), types), (Ok(()), 0x108));
-    let mut set = null_mut();
-    assert_eq!(c!(lib, nvmlEventSetCreate(&mut set)), Ok(()));
-    assert_eq!(c!(lib, nvmlDeviceRegisterEvents(gpu, 0x100, set)), Ok(()));
-    assert_eq!(c!(lib, nvmlDeviceRegisterEvents(gpu, 0x100, gpu.cast())), Err(2));
-    assert_eq!(c!(lib, nvmlDeviceRegisterEvents(gpu, 0x1000, set)), Err(3));
-    // SAFETY: plain numbers and pointers, for which zero is a value.
-    let mut data: nvmlEventData_t = unsafe { std::mem::zeroed() };
-    let started = std::time::Instant::now();
-    assert_eq!(c!(lib, nvmlEventSetWait_v2(set, &mut data, 30)), Err(10));
-    assert!(started.elapsed().as_millis() >= 30);
-    assert_eq!(c!(lib, nvmlEventSetFree(set)), Ok(()));
-    assert_eq!(c!(lib, nvmlEventSetFree(set)), Err(2));
-    assert_eq!(c!(lib, nvmlEventSetWait_v2(set, &mut data, 0)), Err(2));
 });

@@ -12,8 +12,8 @@ use std::{
 use nvml_sim::{StateDir, config::CONFIG_ENV};
 use nvml_wrapper::Nvml;
 use nvml_wrapper_sys::bindings::{
-    NvmlLib, nvmlComputeInstance_t, nvmlDevice_t, nvmlGpuInstance_t, nvmlGpuInstanceInfo_t,
-    nvmlGpuInstancePlacement_t,
+    NvmlLib, nvmlComputeInstance_t, nvmlDevice_t, nvmlEventData_t, nvmlEventSet_t, nvmlGpuInstance_t,
+    nvmlGpuInstanceInfo_t, nvmlGpuInstancePlacement_t,
 };
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -199,6 +199,22 @@ impl Api {
         let mut text = [0u8; 96];
         c!(self.lib(), nvmlDeviceGetUUID(device, text.as_mut_ptr().cast(), 96))?;
         Ok(std::ffi::CStr::from_bytes_until_nul(&text).unwrap().to_str().unwrap().to_owned())
+    }
+
+    /// An event set that takes these types of events of a GPU.
+    pub fn listen(&self, gpu: nvmlDevice_t, types: u64) -> nvmlEventSet_t {
+        let mut set = null_mut();
+        c!(self.lib(), nvmlEventSetCreate(&mut set)).unwrap();
+        c!(self.lib(), nvmlDeviceRegisterEvents(gpu, types, set)).unwrap();
+        set
+    }
+
+    /// The next event: type, data, GPU instance id, compute instance id.
+    pub fn wait(&self, set: nvmlEventSet_t, ms: u32) -> Result<(u64, u64, u32, u32), u32> {
+        // SAFETY: plain numbers and pointers, for which zero is a value.
+        let mut data: nvmlEventData_t = unsafe { std::mem::zeroed() };
+        c!(self.lib(), nvmlEventSetWait_v2(set, &mut data, ms))?;
+        Ok((data.eventType, data.eventData, data.gpuInstanceId, data.computeInstanceId))
     }
 
     /// A function with the shape (handle, out number).

@@ -251,6 +251,10 @@ fn a_configuration_must_be_there_and_right() {
         (json!({"gpus": [{"model": "V100", "count": 1}]}), "no model \"V100\"; use one of A30-24GB"),
         (json!({"gpus": [{"model": "RTX-PRO-5000-48GB", "count": 1}]}), "not publicly known"),
         (
+            json!({"gpus": [{"model": "A100-80GB", "count": 1, "profileNames": {"9g.99gb": "x"}}]}),
+            "A100-80GB has no profile \"9g.99gb\"",
+        ),
+        (
             json!({"gpus": gpus, "latencyMs": {"nvmlDestroy": 1}}),
             "latencyMs: \"nvmlDestroy\" is not a function",
         ),

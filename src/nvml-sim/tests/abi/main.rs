@@ -6,7 +6,9 @@
 #![allow(clippy::borrow_as_ptr, reason = "calls read like C")]
 
 mod arguments;
+mod events;
 mod harness;
 mod instances;
 mod lifecycle;
 mod profiles;
+mod resets;
