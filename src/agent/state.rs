@@ -398,10 +398,12 @@ impl Agent {
         }
         // What pods have and was offered before stays: its specification was written once.
         let obstacle = self.obstacle.clone().unwrap_or_default();
+        let handoff = &self.handoff;
         self.gpus.annotate(|place, instance| {
             let offered = instance.holder.is_some() || instance.offer == Offer::Shown;
             let ready = offered || cdi.is_ready(&place.gpu, &place.slice);
-            instance.obstacle = (!ready && instance.compute.is_some()).then(|| obstacle.clone());
+            let undescribed = (!ready && instance.compute.is_some()).then(|| obstacle.clone());
+            instance.obstacle = undescribed.or_else(|| handoff.obstacle(place));
         });
     }
 

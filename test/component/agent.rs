@@ -15,12 +15,21 @@ use slicegate_core::id::GpuUuid;
 const CHILD: &str = "SLICEGATE_TEST_CHILD";
 
 /// cargo puts the library of a dev-dependency beside the test.
-fn library() -> PathBuf {
+pub fn library() -> PathBuf {
     std::env::current_exe().unwrap().parent().unwrap().join("libnvml_sim.so")
 }
 
-/// Runs `body` in a process whose simulator has this configuration. Returns what that process wrote to stderr, in this one.
+/// [`in_child`] for a test of this file.
 fn scenario(test: &str, config: impl FnOnce(&Path) -> Config, body: impl FnOnce(&Path)) -> Option<String> {
+    in_child(&format!("agent::{test}"), config, body)
+}
+
+/// Runs `body` in a process whose simulator has this configuration. Returns what that process wrote to stderr, in this one.
+pub fn in_child(
+    test: &str,
+    config: impl FnOnce(&Path) -> Config,
+    body: impl FnOnce(&Path),
+) -> Option<String> {
     if let Some(folder) = std::env::var_os(CHILD) {
         body(Path::new(&folder));
         return None;
@@ -29,7 +38,7 @@ fn scenario(test: &str, config: impl FnOnce(&Path) -> Config, body: impl FnOnce(
     let file = folder.path().join("config.json");
     std::fs::write(&file, serde_json::to_vec(&config(folder.path())).unwrap()).unwrap();
     let output = Command::new(std::env::current_exe().unwrap())
-        .args([&format!("agent::{test}"), "--exact", "--nocapture", "--include-ignored"])
+        .args([test, "--exact", "--nocapture", "--include-ignored"])
         .env(CHILD, folder.path())
         .env("SLICEGATE_NVML_SIM_CONFIG", &file)
         .output()
@@ -40,7 +49,7 @@ fn scenario(test: &str, config: impl FnOnce(&Path) -> Config, body: impl FnOnce(
     Some(err.into_owned())
 }
 
-fn a100(folder: &Path) -> Config {
+pub fn a100(folder: &Path) -> Config {
     Config::new(folder.join("gpus"), "A100-80GB", 1)
 }
 

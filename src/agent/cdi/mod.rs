@@ -33,6 +33,7 @@ pub use strategy::{ContainerGrant, Granted, Strategy, response};
 
 /// Arguments about what containers see.
 #[derive(Clone, Debug, clap::Args)]
+#[group(id = "cdi")]
 pub struct Args {
     /// How containers are told which slices they have, in the words of NVIDIA's device plugin.
     #[arg(long, value_enum, default_value = "cdi-cri")]

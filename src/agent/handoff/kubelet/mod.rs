@@ -40,6 +40,8 @@ pub use resources::{ResourcesError, Seen};
 /// of the hundred a second that the kubelet answers, of which it answers ten in one go.
 const PAUSES: [u64; 9] = [0, 2, 5, 10, 20, 50, 100, 250, 500];
 const REST: Duration = Duration::from_secs(1);
+/// Pause before the kubelet is made to write once more a checkpoint that cannot be read: it does so whenever it is told a list.
+const MEND: Duration = Duration::from_secs(10);
 
 /// Where the kubelet is.
 #[derive(Clone, Debug)]
@@ -62,6 +64,12 @@ pub struct Kubelet {
     registered: bool,
     seen: Option<Seen>,
     questions: Questions,
+    /// Whether it is known who has what: by the journal, or without one by the kubelet.
+    knows_holders: bool,
+    /// A pod by profile that has a slice of it, of which nobody knows which it is.
+    unexplained: BTreeMap<ProfileName, String>,
+    /// When the kubelet was last made to write a checkpoint anew that could not be read.
+    mended: Option<Instant>,
     look: Option<JoinHandle<()>>,
     /// How many looks since something happened that makes a look worthwhile, and when the last one ended.
     looks: usize,
@@ -89,6 +97,7 @@ impl Kubelet {
             more: more.clone(),
             messages: messages.clone(),
         };
+        let knows_holders = !book.lock().journal.is_new;
         Ok(Self {
             book,
             strategy,
@@ -100,6 +109,9 @@ impl Kubelet {
             registered: false,
             seen: None,
             questions: Questions::default(),
+            knows_holders,
+            unexplained: BTreeMap::new(),
+            mended: None,
             look: None,
             looks: 0,
             last_look: None,
@@ -107,9 +119,10 @@ impl Kubelet {
         })
     }
 
-    /// Registers with the kubelet, if that has not been done: from now on it admits pods.
+    /// Registers with the kubelet, if that has not been done: from now on it admits pods. Not before it is known who has
+    /// what, or one pod could be given what another has.
     pub fn begin(&mut self) {
-        if let Some(registrar) = self.registrar.take() {
+        if let Some(registrar) = self.registrar.take_if(|_| self.knows_holders) {
             info!("registering with the kubelet");
             tokio::spawn(registrar.run());
         }
@@ -149,7 +162,12 @@ impl Kubelet {
             warn!(error = seen.checkpoint_error, "who has what cannot be known for sure");
         }
         self.trouble[1].clone_from(&seen.checkpoint_error);
+        self.knows_holders |= seen.checkpoint_error.is_none();
         let mut ask = BTreeSet::new();
+        if seen.checkpoint_error.is_some() && self.mended.is_none_or(|at| at.elapsed() > MEND) {
+            self.mended = Some(Instant::now());
+            ask.extend(self.lists.profiles());
+        }
         {
             let mut book = self.book.lock();
             let known: BTreeSet<Token> = book.tokens.bound().keys().cloned().collect();
@@ -166,17 +184,18 @@ impl Kubelet {
                 }
                 Verdict::Over => note.over = note.over.or(Some(Instant::now())),
             });
-            let mut unexplained = BTreeSet::new();
+            let mut unexplained = BTreeMap::new();
             let held = seen.pods.keys().chain(seen.checkpoint.keys());
             for token in held.filter(|token| !known.contains(token)) {
                 let found = explain(token, &seen, by_uuid);
                 let restored = found.is_some_and(|(place, uuid)| book.restore(token, place, uuid));
                 // The checkpoint alone may speak of a pod that is over; then it is soon let go of.
-                if !restored && seen.pods.contains_key(token) {
-                    unexplained.insert(token.clone());
+                if let Some(pod) = seen.pods.get(token).filter(|_| !restored) {
+                    unexplained.insert(token.clone(), pod.clone());
                 }
             }
-            book.tokens.set_unexplained(unexplained);
+            book.tokens.set_unexplained(unexplained.keys().cloned().collect());
+            self.unexplained = unexplained.into_iter().map(|(token, pod)| (token.profile, pod)).collect();
         }
         for profile in ask {
             self.tell(&profile, true);
@@ -190,6 +209,19 @@ impl Kubelet {
         let book = self.book.lock();
         let note = book.tokens.token(place).and_then(|token| book.note(token))?;
         Some(note.pod.clone().map_or(Holder::Unnamed, Holder::Pod))
+    }
+
+    /// Why a slice cannot be offered: a pod may have it of which nobody knows which slice it has.
+    pub fn obstacle(&self, place: &Place) -> Option<String> {
+        let pod = self.unexplained.get(&place.slice.profile)?;
+        let free = self.book.lock().tokens.token(place).is_none();
+        free.then(|| {
+            format!(
+                "pod {pod} has a slice of {} and it is not known which one, since the node journal was lost; those that may be \
+                 it are offered again once the pod is over",
+                place.slice.profile
+            )
+        })
     }
 
     /// Whether the pod that has a slice was told a name of it that is no longer valid.
