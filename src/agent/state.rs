@@ -345,6 +345,13 @@ impl Agent {
             if journal.is_new && !uuids.is_empty() {
                 self.gpus.adopt(&uuids, journal);
             }
+            // With a kubelet, who has what is still to be found out.
+            if journal.is_new
+                && matches!(self.handoff, Handoff::StandIn(_))
+                && let Err(error) = journal.complete()
+            {
+                warn!(%error, "journal");
+            }
         }
         if let Handoff::StandIn(stand_in) = &mut self.handoff {
             stand_in.settle();

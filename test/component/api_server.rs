@@ -112,8 +112,7 @@ pub struct ApiServer(Arc<Shared>);
 impl ApiServer {
     /// With a Node and no MIGNode.
     pub fn new() -> Self {
-        let this =
-            Self(Arc::new(Shared { objects: Mutex::default(), changes: watch::Sender::new(()) }));
+        let this = Self(Arc::new(Shared { objects: Mutex::default(), changes: watch::Sender::new(()) }));
         this.make_node();
         this
     }
@@ -275,7 +274,10 @@ async fn handle(State(server): State<ApiServer>, request: Request) -> Response {
 
 fn version(query: &str) -> u64 {
     let mut pairs = query.split('&').filter_map(|pair| pair.split_once('='));
-    pairs.find(|(key, _)| *key == "resourceVersion").and_then(|(_, version)| version.parse().ok()).unwrap_or(0)
+    pairs
+        .find(|(key, _)| *key == "resourceVersion")
+        .and_then(|(_, version)| version.parse().ok())
+        .unwrap_or(0)
 }
 
 impl ApiServer {
@@ -325,15 +327,12 @@ impl ApiServer {
         written.map_or_else(|| refuse(StatusCode::NOT_FOUND, "NotFound"), |o| answer(StatusCode::OK, &o))
     }
 
-    fn follow(
-        &self,
-        kind: Kind,
-        version: u64,
-    ) -> impl Stream<Item = Result<String, Infallible>> + use<> {
+    fn follow(&self, kind: Kind, version: u64) -> impl Stream<Item = Result<String, Infallible>> + use<> {
         let changes = self.0.changes.subscribe();
         stream::unfold((self.clone(), changes, version), move |(server, mut changes, version)| async move {
             loop {
-                let next = server.objects().events.iter().find(|(v, k, _)| *v > version && *k == kind).cloned();
+                let next =
+                    server.objects().events.iter().find(|(v, k, _)| *v > version && *k == kind).cloned();
                 if let Some((version, _, event)) = next {
                     return Some((Ok(format!("{event}\n")), (server, changes, version)));
                 }

@@ -8,7 +8,8 @@ use crate::api_server::{Kind, resource};
 
 /// The CDI files of slices.
 fn files(rig: &Rig) -> Vec<String> {
-    let names = std::fs::read_dir(rig.cdi()).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let names =
+        std::fs::read_dir(rig.cdi()).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
     names.filter(|name| name.ends_with(".json") && !name.contains("driver")).collect()
 }
 
@@ -16,6 +17,7 @@ fn files(rig: &Rig) -> Vec<String> {
 fn a_slice_is_made_then_described_then_acknowledged_then_shown_then_idle() {
     on_node(async |mut rig: Rig| {
         rig.agent().await;
+        rig.until("capacity without a slice", |rig| rig.api.resource(R1) == (7, 0)).await;
         let steps = Arc::new(Mutex::new(Vec::new()));
         let noted = steps.clone();
         rig.api.on_write(move |write| {
@@ -44,9 +46,9 @@ fn a_slice_is_made_then_described_then_acknowledged_then_shown_then_idle() {
         rig.kubelet.faults().allocatable.release();
         rig.until_state(&[2], Idle).await;
         assert_eq!(rig.api.resource(R1), (7, 1));
-        let steps = steps.lock().unwrap().clone();
-        let creating: Vec<&str> = steps.iter().map(String::as_str).collect();
-        assert_eq!(creating, ["slice \"Creating\"", "the node shows 1", "slice \"Idle\""], "{steps:?}");
+        let mut steps = steps.lock().unwrap().clone();
+        steps.dedup();
+        assert_eq!(steps, ["slice \"Creating\"", "the node shows 1", "slice \"Idle\""]);
         rig.check();
     });
 }

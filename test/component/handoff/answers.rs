@@ -17,7 +17,8 @@ async fn ask(rig: &Rig, ids: &[&str]) -> Result<usize, String> {
     let path = rig.kubelet.device_plugins().join("slicegate-1g.10gb.sock");
     let mut plugin = DevicePluginClient::new(socket::channel(&path, Duration::from_secs(5)).unwrap());
     let devices = ids.iter().map(|&id| id.to_owned()).collect();
-    let request = AllocateRequest { container_requests: vec![ContainerAllocateRequest { device_ids: devices }] };
+    let request =
+        AllocateRequest { container_requests: vec![ContainerAllocateRequest { device_ids: devices }] };
     let answer = plugin.allocate(request).await.map_err(|status| status.message().to_owned())?;
     Ok(answer.into_inner().container_responses[0].cdi_devices.len())
 }
@@ -68,7 +69,8 @@ fn without_its_cdi_file_a_slice_is_not_offered_and_the_others_are() {
         rig.want(&[(P1, 2), (P1, 5)]);
         rig.until("the message", |rig| {
             rig.slice(5).is_some_and(|slice| {
-                slice.state == Creating && slice.message.is_some_and(|m| m.contains("cdi") && m.contains("cannot"))
+                slice.state == Creating
+                    && slice.message.is_some_and(|m| m.contains("cdi") && m.contains("cannot"))
             })
         })
         .await;

@@ -28,7 +28,10 @@ fn what_is_on_a_lost_gpu_fails_and_the_other_gpu_goes_on() {
         rig.until_state(&[2, 5], Failed).await;
         rig.until("the node to show what works", |rig| rig.api.resource(R1) == (14, 1)).await;
         let status = rig.api.status();
-        assert_eq!(status.gpus.iter().map(|gpu| gpu.health).collect::<Vec<_>>(), [Health::Unhealthy, Health::Healthy]);
+        assert_eq!(
+            status.gpus.iter().map(|gpu| gpu.health).collect::<Vec<_>>(),
+            [Health::Unhealthy, Health::Healthy]
+        );
         assert_eq!(rig.ready().1, "SomeGPUsUnusable");
         assert_eq!(rig.kubelet.healthy(R1).len(), 1);
         let given = rig.kubelet.admit(&super::rig::pod("two")).await.unwrap();
@@ -88,7 +91,8 @@ fn under_a_pod_that_survives_a_reset_its_slice_is_made_again_at_its_place() {
         let before = rig.uuid_at(2);
         rig.sim().reset_gpu(&rig.gpus[0]).unwrap();
         rig.until("it to be made again", |rig| {
-            rig.slice(2).is_some_and(|slice| slice.state == InUse && slice.uuid.is_some_and(|uuid| uuid != before))
+            rig.slice(2)
+                .is_some_and(|slice| slice.state == InUse && slice.uuid.is_some_and(|uuid| uuid != before))
         })
         .await;
         let file = rig.cdi().join(format!("slicegate.dev-mig-{}_1g.10gb_2.json", rig.gpus[0]));

@@ -81,7 +81,11 @@ fn containers_and_profiles_of_one_pod_have_slices_of_their_own() {
         assert_eq!(all, [0, 1, 2, 4]);
         rig.until_state(&[0, 1, 2, 4], InUse).await;
         let before = rig.kubelet.record().allocations.len();
-        assert_eq!(rig.kubelet.admit(&pod).await.unwrap(), given, "a container that starts again has what it had");
+        assert_eq!(
+            rig.kubelet.admit(&pod).await.unwrap(),
+            given,
+            "a container that starts again has what it had"
+        );
         assert_eq!(rig.kubelet.record().allocations.len(), before);
         rig.kubelet.end(&pod);
         rig.until_state(&[0, 1, 2, 4], Idle).await;

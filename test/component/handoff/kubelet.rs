@@ -24,6 +24,7 @@ async fn as_before(rig: &Rig, pod: &Pod, start: u8) {
     rig.until("all to be well", |rig| rig.ready().1 == "Ready").await;
     rig.until_state(&[start], InUse).await;
     rig.until_state(&[7 - start], Idle).await;
+    rig.kubelet.until("the devices to be healthy", |k| k.healthy(R1).len() == 2).await;
     assert_eq!(rig.bindings().len(), 1);
     assert_eq!(rig.kubelet.admit(pod).await.map(|given| starts(&given)), Ok(vec![start]));
     let (other, at) = rig.run("other").await;
@@ -156,8 +157,9 @@ fn a_kubelet_that_comes_after_the_agent_is_waited_for() {
         rig.kubelet.stop().await;
         rig.agent().await;
         rig.want(&[(P1, 2)]);
-        rig.until("it to be made all the same", |rig| rig.real_at(2).is_some()).await;
-        complains(&rig, "no kubelet listens on").await;
+        complains(&rig, "the kubelet does not serve PodResources on").await;
+        rig.until("it to be made all the same", |rig| rig.slice(2).is_some_and(|slice| slice.uuid.is_some()))
+            .await;
         assert_eq!(rig.api.resource(R1), (0, 0));
         rig.kubelet.restart().await;
         rig.until_state(&[2], Idle).await;

@@ -61,7 +61,8 @@ fn the_next_pod_may_come_before_the_agent_has_seen_the_end_of_the_last() {
             assert_eq!(start, 2);
             before = pod;
         }
-        rig.until("the last pod's name", |rig| rig.slice(2).unwrap().pod.as_deref() == Some("team/pod-19")).await;
+        rig.until("the last pod's name", |rig| rig.slice(2).unwrap().pod.as_deref() == Some("team/pod-19"))
+            .await;
         rig.check();
     });
 }
@@ -93,7 +94,8 @@ async fn crowd(rig: &mut Rig, mut seed: u64) {
             0 => rig.want(GEOMETRIES[usize::try_from(next(&mut seed) % 4).unwrap()]),
             1..=4 => {
                 let name = format!("pod-{n}");
-                let (resource, count) = if next(&mut seed).is_multiple_of(3) { (R2, 1) } else { (R1, 1 + next(&mut seed) % 2) };
+                let (resource, count) =
+                    if next(&mut seed).is_multiple_of(3) { (R2, 1) } else { (R1, 1 + next(&mut seed) % 2) };
                 let pod = Pod::new("team", &name).app("main", resource, usize::try_from(count).unwrap());
                 match rig.kubelet.admit(&pod).await {
                     Ok(given) => {
@@ -113,7 +115,8 @@ async fn crowd(rig: &mut Rig, mut seed: u64) {
         }
         let held: Vec<&String> = running.values().flat_map(|(.., uuids)| uuids).collect();
         assert_eq!(held.iter().collect::<BTreeSet<_>>().len(), held.len(), "one slice, two pods");
-        let real: BTreeSet<String> = rig.real().iter().filter_map(|i| i.mig_uuid().map(str::to_owned)).collect();
+        let real: BTreeSet<String> =
+            rig.real().iter().filter_map(|i| i.mig_uuid().map(str::to_owned)).collect();
         for uuid in held {
             assert!(real.contains(uuid), "destroyed under a pod");
         }

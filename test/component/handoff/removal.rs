@@ -78,15 +78,21 @@ fn a_pod_that_was_given_a_slice_before_it_was_unwanted_keeps_it_though_nobody_ha
         rig.want(&[]);
         rig.until("the slice to be kept", |rig| {
             rig.slice(2).is_some_and(|slice| {
-                slice.state == InUse && slice.message.as_deref() == Some("to be destroyed once its pod lets go of it")
+                slice.state == InUse
+                    && slice.message.as_deref() == Some("to be destroyed once its pod lets go of it")
             })
         })
         .await;
         rig.kubelet.faults().list.release();
-        rig.until("the pod to be named", |rig| rig.slice(2).unwrap().pod.as_deref() == Some("team/one")).await;
+        rig.until("the pod to be named", |rig| rig.slice(2).unwrap().pod.as_deref() == Some("team/one"))
+            .await;
         rig.looks(3).await;
         assert_eq!(rig.uuid_at(2), uuid);
-        assert_eq!(rig.kubelet.healthy(R1).len(), 1, "what a pod has stays healthy: its containers may start again");
+        assert_eq!(
+            rig.kubelet.healthy(R1).len(),
+            1,
+            "what a pod has stays healthy: its containers may start again"
+        );
         assert_eq!(rig.kubelet.admit(&pod).await.map(|given| starts(&given)), Ok(vec![2]));
         rig.kubelet.end(&pod);
         rig.until_gone(2).await;

@@ -101,8 +101,10 @@ fn without_a_journal_who_has_what_is_found_out() {
         rig.kill_agent().await;
         fs::remove_file(rig.journal()).unwrap();
         rig.agent().await;
-        rig.until("the bindings to be found", |rig| rig.bindings().len() == 2).await;
+        rig.kubelet.until("the bindings to be found", |_| rig.bindings().len() == 2).await;
         assert_eq!((rig.bindings(), uuids(&rig)), before);
+        rig.kill_agent().await;
+        rig.agent().await;
         as_before(&rig, [&one, &two], &held).await;
     });
 }
@@ -115,6 +117,9 @@ fn without_a_journal_nobody_is_given_what_another_pod_has() {
         fs::remove_file(rig.journal()).unwrap();
         // The kubelet's word is late; pods are not.
         rig.kubelet.faults().list.hold();
+        rig.start_agent().await;
+        rig.kubelet.faults().list.holds(1).await;
+        rig.kill_agent().await;
         rig.start_agent().await;
         rig.kubelet.faults().list.holds(1).await;
         if let Ok(given) = rig.kubelet.admit(&pod("early")).await {
@@ -135,12 +140,11 @@ fn without_a_journal_uuids_in_the_environment_tell_who_has_what() {
         rig.until_state(&[2, 5], Idle).await;
         let one = pod("one");
         rig.kubelet.admit(&one).await.unwrap();
-        rig.until("the binding", |rig| rig.bindings().len() == 1).await;
         let before = rig.bindings();
         rig.kill_agent().await;
         fs::remove_file(rig.journal()).unwrap();
         rig.agent().await;
-        rig.until("the binding to be found", |rig| rig.bindings() == before).await;
+        rig.kubelet.until("the binding to be found", |_| rig.bindings() == before).await;
         rig.kubelet.end(&one);
         rig.until_state(&[2, 5], Idle).await;
         rig.check();

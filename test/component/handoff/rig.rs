@@ -10,7 +10,9 @@ use nvml_sim::{Instance, StateDir};
 use prometheus::Registry;
 use serde_json::Value;
 use slicegate::agent::{self, Metrics};
-use slicegate::api::mig_node::{GpuGeometry, MIGNodeSpec, MIGNodeStatus, SliceGeometry, SliceState, SliceStatus};
+use slicegate::api::mig_node::{
+    GpuGeometry, MIGNodeSpec, MIGNodeStatus, SliceGeometry, SliceState, SliceStatus,
+};
 use slicegate::runtime::{Clients, Ready};
 use tokio::runtime::Builder;
 use tokio::sync::oneshot;
@@ -145,7 +147,11 @@ impl Rig {
     pub async fn agent(&mut self) {
         let before = self.api.writes().len();
         self.start_agent().await;
-        self.api.until("a report", |api| api.writes().len() > before && api.status().observed_generation.is_some()).await;
+        self.api
+            .until("a report", |api| {
+                api.writes().len() > before && api.status().observed_generation.is_some()
+            })
+            .await;
     }
 
     /// Ends the agent in good order, and its process.
@@ -163,8 +169,8 @@ impl Rig {
 
     /// How the agent has ended by itself.
     pub async fn agent_error(&mut self) -> String {
-        let Running { ended, .. } = self.running.take().expect("no agent runs");
-        within("the agent to give up", ended).await.unwrap().unwrap_err().to_string()
+        let running = self.running.as_mut().expect("no agent runs");
+        within("the agent to give up", &mut running.ended).await.unwrap().unwrap_err().to_string()
     }
 
     /// Slices that are wanted on GPU 0, as profile and start.
@@ -221,7 +227,8 @@ impl Rig {
     /// Waits until the slices of GPU 0 at these places are in a state.
     pub async fn until_state(&self, starts: &[u8], state: SliceState) {
         let gpu = self.gpus[0].clone();
-        let is = |status: &MIGNodeStatus, start: u8| find(status, &gpu, start).is_some_and(|s| s.state == state);
+        let is =
+            |status: &MIGNodeStatus, start: u8| find(status, &gpu, start).is_some_and(|s| s.state == state);
         let what = format!("slices {starts:?} to be {state:?}");
         self.until(&what, |rig| starts.iter().all(|start| is(&rig.api.status(), *start))).await;
     }

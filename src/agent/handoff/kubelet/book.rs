@@ -214,8 +214,10 @@ mod tests {
         assert_eq!(given, [(2, "MIG-2"), (5, "MIG-5")]);
         let again = reopen(&folder, &[2, 5]);
         let book = again.lock();
-        let bindings: Vec<_> =
-            book.bindings().map(|(t, p, n)| (t.number, p.slice.start, n.uuid.as_str(), n.confirmed)).collect();
+        let bindings: Vec<_> = book
+            .bindings()
+            .map(|(t, p, n)| (t.number, p.slice.start, n.uuid.as_str(), n.confirmed))
+            .collect();
         assert_eq!(bindings, [(0, 5, "MIG-5", true), (6, 2, "MIG-2", true)]);
     }
 

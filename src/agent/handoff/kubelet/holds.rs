@@ -74,6 +74,11 @@ impl Questions {
         self.0.insert(token.clone(), Question { stamp: seen.stamp, at: Instant::now(), pause });
     }
 
+    /// Whether something was asked that this look was too early to answer.
+    pub fn wait(&self, seen: &Seen) -> bool {
+        self.0.values().any(|question| question.stamp == seen.stamp)
+    }
+
     /// Forgets the bindings that are no more.
     pub fn retain(&mut self, exists: impl Fn(&Token) -> bool) {
         self.0.retain(|token, _| exists(token));
@@ -150,10 +155,19 @@ mod tests {
         let (mut questions, note) = (Questions::default(), note(60, true));
         assert_eq!(questions.judge(&token(), &note, &seen(false, true, 0)), Verdict::Ask);
         questions.ask(&token(), &seen(false, true, 0));
-        assert_eq!(questions.judge(&token(), &note, &seen(false, true, 0)), Verdict::Open, "not written again yet");
+        assert!(questions.wait(&seen(false, true, 0)) && !questions.wait(&seen(false, true, 1)));
+        assert_eq!(
+            questions.judge(&token(), &note, &seen(false, true, 0)),
+            Verdict::Open,
+            "not written again yet"
+        );
         assert_eq!(questions.judge(&token(), &note, &seen(false, true, 1)), Verdict::Has(None));
         assert_eq!(questions.judge(&token(), &note, &seen(false, false, 2)), Verdict::Over);
-        assert_eq!(questions.judge(&token(), &note, &seen(false, true, 2)), Verdict::Ask, "that question has been answered");
+        assert_eq!(
+            questions.judge(&token(), &note, &seen(false, true, 2)),
+            Verdict::Ask,
+            "that question has been answered"
+        );
     }
 
     #[test]

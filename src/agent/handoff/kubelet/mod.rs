@@ -36,10 +36,15 @@ pub use registrar::Registration;
 use resources::Resources;
 pub use resources::{ResourcesError, Seen};
 
-/// Pauses between looks while something is awaited, and the rest between looks while pods have slices. A look is two requests
-/// of the hundred a second that the kubelet answers, of which it answers ten in one go.
+/// Pauses between looks while something is awaited, and the rest between looks while pods have slices.
 const PAUSES: [u64; 9] = [0, 2, 5, 10, 20, 50, 100, 250, 500];
 const REST: Duration = Duration::from_secs(1);
+/// A look is two requests of the hundred a second that the kubelet answers, whoever asks, of which it answers ten in one go:
+/// the agent takes no more than four fifths of them.
+const PACE: Duration = Duration::from_millis(25);
+const AT_ONCE: u32 = 4;
+/// How long the kubelet may be too busy with others before that is told.
+const BUSY: Duration = Duration::from_secs(2);
 /// Pause before the kubelet is made to write once more a checkpoint that cannot be read: it does so whenever it is told a list.
 const MEND: Duration = Duration::from_secs(10);
 
@@ -74,6 +79,12 @@ pub struct Kubelet {
     /// How many looks since something happened that makes a look worthwhile, and when the last one ended.
     looks: usize,
     last_look: Option<Instant>,
+    /// When all looks so far would have been begun at an even pace.
+    paced: Option<Instant>,
+    /// Whether the kubelet has been asked to write its checkpoint and has not yet.
+    asking: bool,
+    /// Since when no look has succeeded.
+    failing: Option<Instant>,
     /// What is wrong with the registration, and with PodResources.
     trouble: [Option<String>; 2],
 }
@@ -115,6 +126,9 @@ impl Kubelet {
             look: None,
             looks: 0,
             last_look: None,
+            paced: None,
+            asking: false,
+            failing: None,
             trouble: [None, None],
         })
     }
@@ -151,6 +165,11 @@ impl Kubelet {
         let seen = match look {
             Ok(seen) => seen,
             Err(error) => {
+                let since = *self.failing.get_or_insert_with(Instant::now);
+                // Others may ask much for a moment.
+                if matches!(error, ResourcesError::Exhausted { .. }) && since.elapsed() < BUSY {
+                    return;
+                }
                 if self.trouble[1].is_none() {
                     warn!(%error, "the kubelet's word cannot be had; trying again");
                 }
@@ -158,11 +177,11 @@ impl Kubelet {
                 return;
             }
         };
+        self.failing = None;
         if seen.checkpoint_error.is_some() && self.trouble[1] != seen.checkpoint_error {
             warn!(error = seen.checkpoint_error, "who has what cannot be known for sure");
         }
         self.trouble[1].clone_from(&seen.checkpoint_error);
-        self.knows_holders |= seen.checkpoint_error.is_none();
         let mut ask = BTreeSet::new();
         if seen.checkpoint_error.is_some() && self.mended.is_none_or(|at| at.elapsed() > MEND) {
             self.mended = Some(Instant::now());
@@ -179,6 +198,8 @@ impl Kubelet {
                 }
                 Verdict::Open => {}
                 Verdict::Ask => {
+                    // It is in the checkpoint.
+                    note.confirmed = true;
                     self.questions.ask(token, &seen);
                     ask.insert(token.profile.clone());
                 }
@@ -195,12 +216,20 @@ impl Kubelet {
                 }
             }
             book.tokens.set_unexplained(unexplained.keys().cloned().collect());
+            if !self.knows_holders && seen.checkpoint_error.is_none() {
+                let noted = book.write(true).and_then(|()| book.journal.complete());
+                if let Err(error) = &noted {
+                    warn!(%error, "journal");
+                }
+                self.knows_holders = noted.is_ok();
+            }
             self.unexplained = unexplained.into_iter().map(|(token, pod)| (token.profile, pod)).collect();
         }
         for profile in ask {
             self.tell(&profile, true);
             self.wake();
         }
+        self.asking = self.questions.wait(&seen);
         self.seen = Some(seen);
     }
 
@@ -306,19 +335,23 @@ impl Kubelet {
     pub fn look(&mut self, settled: bool) -> Option<Duration> {
         let has_bindings = !self.book.lock().tokens.bound().is_empty();
         let unconfirmed = self.book.lock().bindings().any(|(_, _, note)| !note.confirmed);
-        let awaited = !settled || unconfirmed || self.seen.is_none();
+        let awaited = !settled || unconfirmed || self.asking || self.seen.is_none();
         let pause = match PAUSES.get(self.looks) {
-            Some(pause) if awaited || self.looks == 0 || has_bindings => Duration::from_millis(*pause),
+            Some(pause) if awaited || self.looks == 0 => Duration::from_millis(*pause),
             _ if awaited || has_bindings || self.trouble[1].is_some() => REST,
             _ => return None,
         };
         if self.look.as_ref().is_some_and(|look| !look.is_finished()) {
             return None;
         }
-        let due = self.last_look.map_or(Duration::ZERO, |last| pause.saturating_sub(last.elapsed()));
+        let now = Instant::now();
+        let rested = self.last_look.map_or(Duration::ZERO, |last| pause.saturating_sub(now - last));
+        let paced = self.paced.map_or(now, |paced| paced.max(now)) + PACE;
+        let due = rested.max((paced - now).saturating_sub(PACE * AT_ONCE));
         if !due.is_zero() {
             return Some(due);
         }
+        self.paced = Some(paced);
         self.looks = self.looks.saturating_add(1);
         let (resources, messages) = (self.resources.clone(), self.messages.clone());
         self.look = Some(tokio::spawn(async move {
