@@ -33,7 +33,7 @@ fn what_is_on_a_lost_gpu_fails_and_the_other_gpu_goes_on() {
             [Health::Unhealthy, Health::Healthy]
         );
         assert_eq!(rig.ready().1, "SomeGPUsUnusable");
-        assert_eq!(rig.kubelet.healthy(R1).len(), 1);
+        rig.kubelet.until("one healthy device", |k| k.healthy(R1).len() == 1).await;
         let given = rig.kubelet.admit(&super::rig::pod("two")).await.unwrap();
         assert!(given[0].response.cdi_devices.iter().any(|d| d.name.contains(&rig.gpus[1])), "{given:?}");
         rig.sim().reset_gpu(&rig.gpus[0]).unwrap();

@@ -39,7 +39,7 @@ fn a_process_that_outlives_its_pod_keeps_the_slice_and_the_next_pod_gets_another
         let (other, at) = rig.run("two").await;
         assert_ne!(at, start);
         told(&rig, start).await;
-        assert_eq!(rig.kubelet.healthy(R1).len(), 1);
+        rig.kubelet.until("one healthy device", |k| k.healthy(R1).len() == 1).await;
         rig.until("the node to show one less", |rig| rig.api.resource(R1) == (7, 1)).await;
         rig.kubelet.end(&other);
         rig.until_state(&[at], Idle).await;

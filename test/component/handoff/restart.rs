@@ -3,7 +3,7 @@
 use std::fs;
 
 use serde_json::Value;
-use slicegate::api::mig_node::SliceState::{Idle, InUse};
+use slicegate::api::mig_node::SliceState::{Creating, Idle, InUse};
 
 use super::rig::{P1, P2, R1, pod, starts};
 use super::{Rig, on_node};
@@ -31,6 +31,7 @@ fn uuids(rig: &Rig) -> Vec<String> {
 /// Everybody has what he had; the third slice can be given.
 async fn as_before(rig: &Rig, pods: [&Pod; 2], held: &[u8]) {
     let free = [0, 2, 5].into_iter().find(|start| !held.contains(start)).unwrap();
+    rig.kubelet.until("the devices to be healthy", |k| k.healthy(R1).len() == 3).await;
     rig.until_state(held, InUse).await;
     rig.until_state(&[free], Idle).await;
     rig.until("the node to show all", |rig| rig.api.resource(R1) == (7, 3)).await;
@@ -148,6 +149,57 @@ fn without_a_journal_uuids_in_the_environment_tell_who_has_what() {
         rig.kubelet.end(&one);
         rig.until_state(&[2, 5], Idle).await;
         rig.check();
+    });
+}
+
+#[test]
+fn without_a_journal_a_pod_whose_slice_cannot_be_told_keeps_back_those_that_may_be_it() {
+    on_node(async |mut rig: Rig| {
+        rig.words = vec!["--device-list-strategy=envvar".to_owned()];
+        rig.agent().await;
+        rig.want(&[(P1, 2), (P1, 5), (P2, 0)]);
+        rig.until_state(&[0, 2, 5], Idle).await;
+        let one = pod("one");
+        rig.kubelet.admit(&one).await.unwrap();
+        let before = rig.uuid_at(5);
+        // The UUIDs that the pod was told lead nowhere any more.
+        rig.sim().reset_gpu(&rig.gpus[0]).unwrap();
+        rig.until("the slices to be made again", |rig| {
+            rig.slice(5).is_some_and(|slice| slice.uuid.is_some_and(|uuid| uuid != before))
+        })
+        .await;
+        rig.until_state(&[0], Idle).await;
+        rig.kill_agent().await;
+        fs::remove_file(rig.journal()).unwrap();
+        rig.agent().await;
+        rig.until("the reason", |rig| {
+            [2, 5].iter().all(|start| {
+                let message = rig.slice(*start).and_then(|slice| slice.message).unwrap_or_default();
+                rig.state(*start) == Some(Creating) && message.contains("pod team/one has a slice of 1g.10gb")
+            })
+        })
+        .await;
+        rig.until_state(&[0], Idle).await;
+        assert!(rig.kubelet.admit(&pod("two")).await.is_err());
+        rig.kubelet.end(&one);
+        rig.until_state(&[2, 5], Idle).await;
+        rig.check();
+    });
+}
+
+#[test]
+fn an_agent_that_starts_while_the_kubelet_is_down_knows_who_has_what() {
+    on_node(async |mut rig: Rig| {
+        let (one, two, held) = in_use(&mut rig).await;
+        let before = (rig.bindings(), uuids(&rig));
+        rig.kill_agent().await;
+        rig.kubelet.stop().await;
+        rig.agent().await;
+        rig.until("the kubelet to be missed", |rig| rig.ready().1 == "KubeletUnavailable").await;
+        rig.until_state(&held, InUse).await;
+        assert_eq!((rig.bindings(), uuids(&rig)), before);
+        rig.kubelet.restart().await;
+        as_before(&rig, [&one, &two], &held).await;
     });
 }
 

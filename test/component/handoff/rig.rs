@@ -19,7 +19,7 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 use crate::agent::{a100, in_child, library};
-use crate::api_server::{ApiServer, NODE};
+use crate::api_server::{ApiServer, Kind, NODE};
 use crate::kubelet::{FakeKubelet, Given, Island, Pod, within};
 
 /// The smallest profile of the node's A100, and its resource.
@@ -145,13 +145,11 @@ impl Rig {
 
     /// An agent that has reported.
     pub async fn agent(&mut self) {
-        let before = self.api.writes().len();
+        let reports =
+            |api: &ApiServer| api.writes().iter().filter(|write| write.kind == Kind::MigNode).count();
+        let before = reports(&self.api);
         self.start_agent().await;
-        self.api
-            .until("a report", |api| {
-                api.writes().len() > before && api.status().observed_generation.is_some()
-            })
-            .await;
+        self.api.until("a report", |api| reports(api) > before).await;
     }
 
     /// Ends the agent in good order, and its process.
