@@ -370,6 +370,13 @@ impl Agent {
             if journal.is_new && !uuids.is_empty() {
                 self.gpus.adopt(&uuids, journal);
             }
+            // With a kubelet, who has what is still to be found out.
+            if journal.is_new
+                && matches!(self.handoff, Handoff::StandIn(_))
+                && let Err(error) = journal.complete()
+            {
+                warn!(%error, "journal");
+            }
         }
         if let Handoff::StandIn(stand_in) = &mut self.handoff {
             stand_in.settle();
@@ -423,10 +430,12 @@ impl Agent {
         }
         // What pods have and was offered before stays: its specification was written once.
         let obstacle = self.obstacle.clone().unwrap_or_default();
+        let handoff = &self.handoff;
         self.gpus.annotate(|place, instance| {
             let offered = instance.holder.is_some() || instance.offer == Offer::Shown;
             let ready = offered || cdi.is_ready(&place.gpu, &place.slice);
-            instance.obstacle = (!ready && instance.compute.is_some()).then(|| obstacle.clone());
+            let undescribed = (!ready && instance.compute.is_some()).then(|| obstacle.clone());
+            instance.obstacle = undescribed.or_else(|| handoff.obstacle(place));
         });
     }
 
