@@ -32,12 +32,17 @@ pub struct World<'rig> {
 
 /// Runs a test in a namespace of its own with a LocalQueue `mig`, and removes what it has left there.
 pub fn on_the_node<T: AsyncFnOnce(&World<'_>, &str) -> Result<()>>(name: &str, test: T) {
+    on_a_node_with(Gpus::a100(2), name, test);
+}
+
+/// The same with other GPUs.
+pub fn on_a_node_with<T: AsyncFnOnce(&World<'_>, &str) -> Result<()>>(gpus: Gpus, name: &str, test: T) {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     runtime.block_on(async {
         let rig = Rig::up(Options::temporary().unwrap()).await.unwrap();
         let outcome = async {
             let node = rig.add_real_node(a100_node(NODE)).await?;
-            let real = RealOperator::install(&rig, node, Gpus::a100(2)).await?;
+            let real = RealOperator::install(&rig, node, gpus).await?;
             let world = World { client: rig.client().await?, real };
             world.add_emulated().await?;
             world.namespace(name, &[]).await?;
@@ -108,10 +113,14 @@ impl World<'_> {
             .await?)
     }
 
+    /// The real node's MIGNode.
+    pub async fn mig_node(&self) -> Result<MIGNode> {
+        Ok(Api::all(self.client.clone()).get(NODE).await?)
+    }
+
     /// The slices of the real node.
     pub async fn slices(&self) -> Result<Vec<SliceStatus>> {
-        let node: MIGNode = Api::all(self.client.clone()).get(NODE).await?;
-        Ok(node.status.map(|status| status.slices).unwrap_or_default())
+        Ok(self.mig_node().await?.status.map(|status| status.slices).unwrap_or_default())
     }
 
     /// What the real Node shows of a resource: capacity and allocatable.
