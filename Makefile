@@ -6,7 +6,7 @@ CARGO ?= cargo
 IMG ?= slicegate:latest
 CONTAINER_TOOL ?= docker
 
-.PHONY: help demo demo-down test lint unit component cluster generate install deploy undeploy uninstall prerequisites build bench-burst docker-build docker-push
+.PHONY: help demo demo-down test lint unit component cluster generate install deploy undeploy uninstall prerequisites build bench-burst demo-node bench-node build-node docker-build docker-push
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-16s %s\n", $$1, $$2}'
@@ -20,6 +20,13 @@ build: prerequisites
 
 demo: build ## Run the main job on a local cluster with three emulated GPU nodes (KEEP=1 leaves it up)
 	@target/debug/demo $(if $(KEEP),--keep)
+
+build-node: build
+	@hack/prerequisites node
+	@hack/cluster/build node
+
+demo-node: build-node ## The same on a real node, as root: kubelet, containerd, containers on their slices (KEEP=1 leaves it up)
+	@target/debug/demo --node $(if $(KEEP),--keep)
 
 demo-down: ## End a cluster that `make demo KEEP=1` has left up
 	@target/debug/rig down
@@ -43,6 +50,9 @@ cluster: build ## The operator on a real API server with a real Kueue
 
 bench-burst: build ## 50 one-slice Jobs at once on 4 nodes of 2 A100-40GB, 1 s per NVML create
 	@target/debug/demo --burst
+
+bench-node: build-node ## Job created → container running on a real node, phase by phase, beside the same Job without Slicegate
+	@target/debug/demo --bench-node --json bench-node.json
 
 generate: ## Write the CRDs from the types
 	UPDATE=1 $(CARGO) test -p slicegate --test component crds

@@ -44,7 +44,7 @@ pub fn on_a_node_with<T: AsyncFnOnce(&World<'_>, &str) -> Result<()>>(gpus: Gpus
             let node = rig.add_real_node(a100_node(NODE)).await?;
             let real = RealOperator::install(&rig, node, gpus).await?;
             let world = World { client: rig.client().await?, real };
-            world.add_emulated().await?;
+            world.real.add_emulated(EMULATED).await?;
             world.namespace(name, &[]).await?;
             test(&world, name).await
         };
@@ -55,19 +55,6 @@ pub fn on_a_node_with<T: AsyncFnOnce(&World<'_>, &str) -> Result<()>>(gpus: Gpus
 }
 
 impl World<'_> {
-    async fn add_emulated(&self) -> Result<()> {
-        let rig = self.real.rig;
-        // Agents without a kubelet see the pods of their node.
-        rig.apply_yaml(&std::fs::read_to_string(rig.repo().root().join("config/emulated/rights/pods.yaml"))?)
-            .await?;
-        let mut emulated = GpuNode::new(EMULATED, "A30-24GB", 1, "NVIDIA-A30");
-        // The DaemonSet is for nodes with a kubelet.
-        emulated.node.labels.remove("nvidia.com/gpu.present");
-        rig.add_node(emulated.node.clone()).await?;
-        Operator::find()?.start_agent(rig, &emulated).await?;
-        Ok(())
-    }
-
     /// A namespace with labels and a LocalQueue `mig`.
     pub async fn namespace(&self, name: &str, labels: &[(&str, &str)]) -> Result<()> {
         let labels: serde_json::Map<String, Value> =

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use slicegate::api::MIGNode;
 
 use crate::image::Image;
-use crate::operator::Operator;
+use crate::operator::{GpuNode, Operator};
 use crate::real_node::{RealNode, RealNodeSpec};
 use crate::rig::Rig;
 
@@ -22,6 +22,8 @@ const NAMESPACE: &str = "slicegate-system";
 const AGENT: &str = "slicegate-agent";
 /// Where the simulator is in the node; it outlives a reboot, as MIG mode does.
 const SIMULATOR: &str = "/var/lib/slicegate/sim";
+/// Its file with the boot id.
+const BOOT_ID: &str = "proc/sys/kernel/random/boot_id";
 const LIMIT: Duration = Duration::from_secs(90);
 const POLL: Duration = Duration::from_millis(50);
 
@@ -83,6 +85,27 @@ impl<'rig> RealOperator<'rig> {
         Ok(this)
     }
 
+    /// Adds an emulated node with an A30 beside the real one, and its agent.
+    pub async fn add_emulated(&self, name: &str) -> Result<()> {
+        // Agents without a kubelet see the pods of their node.
+        let rights = self.rig.repo().root().join("config/emulated/rights/pods.yaml");
+        let rights = fs::read_to_string(&rights).with_context(|| format!("read {}", rights.display()))?;
+        self.rig.apply_yaml(&rights).await?;
+        let mut emulated = GpuNode::new(name, "A30-24GB", 1, "NVIDIA-A30");
+        // The DaemonSet is for nodes with a kubelet.
+        emulated.node.labels.remove("nvidia.com/gpu.present");
+        self.rig.add_node(emulated.node.clone()).await?;
+        Operator::find()?.start_agent(self.rig, &emulated).await.map(drop)
+    }
+
+    /// Sets the milliseconds that NVML functions take in programs that start from now on, such as the next agent.
+    pub fn set_latencies(&mut self, latency_ms: BTreeMap<String, u64>) -> Result<()> {
+        self.gpus.latency_ms = latency_ms;
+        let file = self.simulator()?.join(BOOT_ID);
+        let id = fs::read_to_string(&file).with_context(|| format!("read {}", file.display()))?;
+        self.boot(id.trim())
+    }
+
     /// Waits until controller and agent are ready and the node's GPUs are.
     pub async fn until_installed(&self) -> Result<()> {
         let deployments: Api<Deployment> = Api::namespaced(self.rig.client().await?, NAMESPACE);
@@ -128,7 +151,7 @@ impl<'rig> RealOperator<'rig> {
             "faults": self.gpus.faults,
         });
         replace(&folder.join("config.json"), &config.to_string())?;
-        let file = folder.join("proc/sys/kernel/random/boot_id");
+        let file = folder.join(BOOT_ID);
         fs::create_dir_all(file.parent().context("a folder")?)?;
         replace(&file, &format!("{id}\n"))
     }
