@@ -79,8 +79,12 @@ impl<'rig> RealOperator<'rig> {
         fs::copy(operator.nvml(), folder.join("libnvml_sim.so")).context("copy the simulator")?;
         nvml_sim::host::lay_out(&folder, this.gpus.count).context("lay out the simulated host")?;
         this.boot("boot-1")?;
-        rig.apply_kustomize("test/node/install").await?;
-        rig.apply_kustomize("kueue").await?;
+        for folder in install_section(&fs::read_to_string(rig.repo().root().join("README.md"))?)? {
+            // The same, with the simulator in place of the driver's library.
+            let folder = if folder == "config/default" { "test/node/install" } else { &folder };
+            let folder = rig.repo().root().join(folder);
+            rig.kubectl(["apply", "--server-side", "-k", &folder.display().to_string()]).await?;
+        }
         this.until_installed().await?;
         Ok(this)
     }
@@ -215,6 +219,20 @@ impl<'rig> RealOperator<'rig> {
         self.agent_pod().await?;
         self.until_agent("Ready").await
     }
+}
+
+/// The folders that the README tells users to apply.
+fn install_section(readme: &str) -> Result<Vec<String>> {
+    const COMMAND: &str = "$ kubectl apply --server-side -k ";
+    let section = readme.split("\n## ").find(|section| section.starts_with("Installing on a cluster"));
+    let lines = section.context("README.md has no section about installing")?.lines();
+    let folders = lines.filter_map(|line| line.strip_prefix(COMMAND)?.split_whitespace().next());
+    let folders: Vec<String> = folders.map(str::to_owned).collect();
+    ensure!(
+        folders.iter().any(|folder| folder == "config/default"),
+        "README.md does not install config/default"
+    );
+    Ok(folders)
 }
 
 /// What a condition can answer: yes or no, or the value that was waited for.
