@@ -3,7 +3,7 @@
 SHELL := bash
 CARGO ?= cargo
 # The image, and the program that builds and pushes it: docker, podman, nerdctl.
-IMG ?= slicegate:latest
+IMG ?= slicegate:dev
 CONTAINER_TOOL ?= docker
 
 .PHONY: help demo demo-down test lint unit component cluster node generate install deploy undeploy uninstall prerequisites build bench-burst demo-node bench-node build-node docker-build docker-push
@@ -65,8 +65,8 @@ generate: ## Write the CRDs from the types
 install: ## Install the CRDs on the current cluster
 	kubectl apply --server-side -k crds
 
-deploy: ## Install everything on the current cluster
-	kubectl apply --server-side -k config/default
+deploy: ## Install everything on the current cluster, with the image IMG
+	kubectl kustomize config/default | sed 's|image: slicegate:dev$$|image: $(IMG)|' | kubectl apply --server-side -f -
 
 undeploy: ## Remove everything from the current cluster
 	kubectl delete --ignore-not-found -k config/default
