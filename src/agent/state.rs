@@ -288,9 +288,10 @@ impl Agent {
         let wanted = self.wanted.clone().unwrap_or_default();
         self.prepare(&wanted);
         let shown = self.offer(&wanted);
-        let advertised = match shown.known {
-            true => self.means.node_status.advertise(&shown.capacity, &shown.allocatable).await,
-            false => Ok(false),
+        let advertised = if shown.known {
+            self.means.node_status.advertise(&shown.capacity, &shown.allocatable).await
+        } else {
+            Ok(false)
         };
         let serves = servable(&wanted, self.gpus.views());
         self.note_offers(&serves, &shown, matches!(advertised, Ok(true)));

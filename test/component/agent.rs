@@ -673,7 +673,7 @@ fn a_state_that_is_corrupted_later_is_an_error_until_it_is_repaired() {
         assert!(matches!(driver.create(0, &slice("1g.10gb", 0, 1)), Err(CreateError::Instance(_))));
         let (gpus, problems) = driver.gpus().unwrap();
         assert!(
-            gpus.is_empty() && problems[0].contains("nvmlDeviceGetMigMode: UNKNOWN (999)"),
+            gpus.is_empty() && problems[0].contains("nvmlDeviceGetHandleByIndex_v2: UNKNOWN (999)"),
             "{problems:?}"
         );
         std::fs::write(&file, sound).unwrap();
