@@ -274,9 +274,10 @@ impl Rig {
     pub fn check(&self) {
         let record = self.kubelet.record();
         assert_eq!(record.shrinkings(), Vec::<String>::new());
-        // A slow machine lets requests bunch; an agent that does not pace itself is refused all the time.
+        // A slow machine lets requests bunch, and an agent knows nothing of what the one before it asked; one that does not pace
+        // itself is refused all the time.
         let (looks, rejections) = (record.looks, record.rejections);
-        assert!(rejections <= 2 + looks / 20, "{rejections} requests too many, {looks} answered");
+        assert!(rejections <= 10 + looks / 20, "{rejections} requests too many, {looks} answered");
         assert_eq!(self.api.forbidden(), Vec::<String>::new());
     }
 }
