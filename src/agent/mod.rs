@@ -203,7 +203,7 @@ pub async fn run(
         (args.kubelet == KubeletMode::DevicePlugin).then(|| args.kubelet_dir.join("device-plugins"));
     let announcer = Announcer::new(clients.calls.clone(), &name);
     let means =
-        Means { name, boot_id, driver, node_status, mig_nodes, announcer, metrics, messages, cdi, plugins };
+        Means { name, boot_id, driver, node_status, mig_nodes, metrics, messages, cdi, plugins, announcer };
     let mut agent = Agent::new(means, book, handoff);
     agent.begin_scan();
     let mut next_scan = Instant::now() + rescan;

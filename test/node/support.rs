@@ -7,12 +7,12 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{Event, Node, Pod};
-use kube::api::{DeleteParams, ListParams, PostParams};
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::{Api, Client, ResourceExt};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
-use slicegate::api::MIGNode;
 use slicegate::api::mig_node::{SliceState, SliceStatus};
+use slicegate::api::{MIGNode, SlicePolicy};
 use slicegate_rig::operator::{GpuNode, Operator};
 use slicegate_rig::real_operator::{Gpus, RealOperator, a100_node};
 use slicegate_rig::{Options, Rig};
@@ -44,7 +44,7 @@ pub fn on_a_node_with<T: AsyncFnOnce(&World<'_>, &str) -> Result<()>>(gpus: Gpus
             let node = rig.add_real_node(a100_node(NODE)).await?;
             let real = RealOperator::install(&rig, node, gpus).await?;
             let world = World { client: rig.client().await?, real };
-            world.add_emulated().await?;
+            world.real.add_emulated(EMULATED).await?;
             world.namespace(name, &[]).await?;
             test(&world, name).await
         };
@@ -55,19 +55,6 @@ pub fn on_a_node_with<T: AsyncFnOnce(&World<'_>, &str) -> Result<()>>(gpus: Gpus
 }
 
 impl World<'_> {
-    async fn add_emulated(&self) -> Result<()> {
-        let rig = self.real.rig;
-        // Agents without a kubelet see the pods of their node.
-        rig.apply_yaml(&std::fs::read_to_string(rig.repo().root().join("config/emulated/rights/pods.yaml"))?)
-            .await?;
-        let mut emulated = GpuNode::new(EMULATED, "A30-24GB", 1, "NVIDIA-A30");
-        // The DaemonSet is for nodes with a kubelet.
-        emulated.node.labels.remove("nvidia.com/gpu.present");
-        rig.add_node(emulated.node.clone()).await?;
-        Operator::find()?.start_agent(rig, &emulated).await?;
-        Ok(())
-    }
-
     /// A namespace with labels and a LocalQueue `mig`.
     pub async fn namespace(&self, name: &str, labels: &[(&str, &str)]) -> Result<()> {
         let labels: serde_json::Map<String, Value> =
@@ -113,7 +100,7 @@ impl World<'_> {
             .await?)
     }
 
-    /// The real node's MIGNode.
+    /// The MIGNode of the real node.
     pub async fn mig_node(&self) -> Result<MIGNode> {
         Ok(Api::all(self.client.clone()).get(NODE).await?)
     }
@@ -121,6 +108,13 @@ impl World<'_> {
     /// The slices of the real node.
     pub async fn slices(&self) -> Result<Vec<SliceStatus>> {
         Ok(self.mig_node().await?.status.map(|status| status.slices).unwrap_or_default())
+    }
+
+    /// Changes the SlicePolicy of the AdmissionCheck.
+    pub async fn slice_policy(&self, spec: &Value) -> Result<()> {
+        let policies: Api<SlicePolicy> = Api::all(self.client.clone());
+        policies.patch("default", &PatchParams::default(), &Patch::Merge(json!({"spec": spec}))).await?;
+        Ok(())
     }
 
     /// What the real Node shows of a resource: capacity and allocatable.
@@ -158,11 +152,15 @@ impl World<'_> {
         is_it: impl Fn(&str) -> bool,
     ) -> Result<String> {
         self.until(&format!("{pod} says something"), || async {
-            let log = self.real.node.logs(namespace, pod, container)?;
-            let mut lines = log.lines().filter_map(|line| line.splitn(4, ' ').nth(3));
-            Ok(lines.find(|line| is_it(line)).map(str::to_owned))
+            Ok(self.lines(namespace, pod, container)?.into_iter().find(|line| is_it(line)))
         })
         .await
+    }
+
+    /// What a container has written up to now, in all its runs.
+    pub fn lines(&self, namespace: &str, pod: &str, container: &str) -> Result<Vec<String>> {
+        let log = self.real.node.logs(namespace, pod, container)?;
+        Ok(log.lines().filter_map(|line| line.splitn(4, ' ').nth(3)).map(str::to_owned).collect())
     }
 
     /// Waits until no slice of the real node is held and all pods of the namespace are gone.
@@ -269,12 +267,19 @@ pub fn container(name: &str, script: &str, slices: &[(&str, u32)]) -> Value {
 
 /// A Job of one pod in the LocalQueue `mig`.
 pub fn job(namespace: &str, name: &str, containers: &[Value]) -> Value {
+    job_of(namespace, name, &json!({"containers": containers}))
+}
+
+/// The same with all that the pod's spec is to say.
+pub fn job_of(namespace: &str, name: &str, spec: &Value) -> Value {
+    let mut pod = json!({"restartPolicy": "Never", "terminationGracePeriodSeconds": 1});
+    for (key, value) in spec.as_object().into_iter().flatten() {
+        pod[key] = value.clone();
+    }
     json!({
         "apiVersion": "batch/v1",
         "kind": "Job",
         "metadata": {"name": name, "namespace": namespace, "labels": {"kueue.x-k8s.io/queue-name": "mig"}},
-        "spec": {
-            "template": {"spec": {"restartPolicy": "Never", "terminationGracePeriodSeconds": 1, "containers": containers}},
-        },
+        "spec": {"template": {"spec": pod}},
     })
 }

@@ -78,6 +78,8 @@ impl PodResourcesLister for Lister {
         self.may_ask()?;
         let devices = self.process.manager().allocatable();
         self.process.node.faults.allocatable.pass().await;
+        self.process.node.record().looks += 1;
+        self.process.node.changed();
         Ok(Response::new(AllocatableResourcesResponse { devices, ..AllocatableResourcesResponse::default() }))
     }
 

@@ -11,6 +11,8 @@ pub struct Record {
     pub lists: Vec<(String, Vec<Device>)>,
     /// Every Allocate call: the resource and the devices.
     pub allocations: Vec<(String, Vec<String>)>,
+    /// Answers of GetAllocatableResources that were sent.
+    pub looks: usize,
     /// Where the kubelet would have crashed.
     pub crashes: Vec<String>,
 }
