@@ -136,7 +136,8 @@ fn a_slice_that_nvml_will_not_destroy_is_retried_and_reported_and_blocks_nobody_
             .until("the failure is reported", || async {
                 let slice = world.slice_of(&big).await?;
                 Ok(slice.is_some_and(|s| {
-                    s.state == SliceState::Failed && s.message.is_some_and(|m| m.contains("in use"))
+                    s.state == SliceState::Failed
+                        && s.message.is_some_and(|m| m.contains("IN_USE") && m.contains("holds it"))
                 }))
             })
             .await?;

@@ -47,7 +47,14 @@ fn a_lost_gpu_fails_its_slices_and_other_gpus_run_on() {
     on_a_node_with(Gpus::a100(3), "lost-gpu", async |world, namespace| {
         let (whole, one) = on_two_gpus(world, namespace).await?;
         world.real.gpu_state()?.lose_gpu(&one.gpu)?;
-        is_told(world, namespace, "one", &one, "does not answer").await?;
+        // That is the last that NVML reports of it.
+        is_told(world, namespace, "one", &one, "XID 79").await?;
+        world
+            .until("the MIGNode says that the GPU does not answer", || async {
+                let conditions = world.mig_node().await?.status.unwrap_or_default().conditions;
+                Ok(conditions.iter().any(|c| c.type_ == "Ready" && c.message.contains("does not answer")))
+            })
+            .await?;
         let next = moves_on(world, namespace, "one", &one).await?;
         ensure!(next.gpu != one.gpu && next.gpu != whole.gpu, "{one:?}\n{next:?}");
         world.is_undisturbed(namespace, &whole).await?;
