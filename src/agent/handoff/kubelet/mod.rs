@@ -34,7 +34,7 @@ use plugin::{Allocator, Lists};
 use registrar::Registrar;
 pub use registrar::Registration;
 use resources::Resources;
-pub use resources::{ResourcesError, Seen};
+pub use resources::{ResourcesError, Seen, WHOLE_GPU};
 
 /// Pauses between looks while something is awaited, and the rest between looks while pods have slices.
 const PAUSES: [u64; 9] = [0, 2, 5, 10, 20, 50, 100, 250, 500];
