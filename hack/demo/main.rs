@@ -1,8 +1,11 @@
-//! `make demo`: the main job, live, on a local cluster with three emulated GPU nodes.
+//! `make demo`: the main job, live, on a local cluster with three emulated GPU nodes. `make demo-node`: on a real node, with
+//! containers. `make bench-burst` and `make bench-node` measure.
 
 mod burst;
+mod node;
 mod screen;
 mod timeline;
+mod watch;
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -27,8 +30,11 @@ struct Args {
     #[arg(long)]
     keep: bool,
     /// Only the burst: 50 Jobs at once on 4 nodes with 2 A100-40GB each, 1 s per NVML create.
-    #[arg(long)]
+    #[arg(long, group = "what")]
     burst: bool,
+    /// A real node with kubelet, containerd and containers, as root.
+    #[arg(long, group = "what")]
+    node: bool,
 }
 
 #[tokio::main]
@@ -48,8 +54,8 @@ async fn main() -> ExitCode {
         () = interrupted => Err(anyhow::anyhow!("interrupted")),
     };
     match outcome {
-        Ok(()) => {
-            println!("demo: ok");
+        Ok(summary) => {
+            println!("{summary}");
             ExitCode::SUCCESS
         }
         Err(error) => {
@@ -64,7 +70,8 @@ async fn main() -> ExitCode {
     }
 }
 
-async fn run(args: &Args) -> Result<()> {
+/// Shows what was asked for. Returns the summary.
+async fn run(args: &Args) -> Result<String> {
     let options = Options::standing()?;
     let ended = slicegate_rig::down(&options.dir).await?;
     if !ended.is_empty() {
@@ -72,19 +79,12 @@ async fn run(args: &Args) -> Result<()> {
     }
     let operator = Operator::find()?;
     let rig = Rig::up(options).await?;
-    if args.burst {
-        rig.apply_kustomize("config/emulated").await?;
-        rig.apply_kustomize("kueue").await?;
-        operator.start_controller(&rig).await?;
+    let summary = if args.node {
+        format!("demo-node: ok: {}", node::run(&rig).await?)
     } else {
-        eprintln!(
-            "installing Slicegate: CRDs, policies, queues, controller, and an agent for each of three nodes"
-        );
-        operator.install(&rig, &three_nodes()).await?;
-        samples(&rig).await.context("samples")?;
-        latency(&rig).await.context("latency")?;
-    }
-    burst::run(&rig, &operator).await.context("burst")?;
+        emulated(args, &rig, &operator).await?;
+        "demo: ok".to_owned()
+    };
     if args.keep {
         let kubectl = rig.kubectl_path();
         println!("\nThe cluster is up. End it with: make demo-down");
@@ -96,7 +96,24 @@ async fn run(args: &Args) -> Result<()> {
     } else {
         rig.down().await?;
     }
-    Ok(())
+    Ok(summary)
+}
+
+/// What is shown on emulated nodes.
+async fn emulated(args: &Args, rig: &Rig, operator: &Operator) -> Result<()> {
+    if args.burst {
+        rig.apply_kustomize("config/emulated").await?;
+        rig.apply_kustomize("kueue").await?;
+        operator.start_controller(rig).await?;
+    } else {
+        eprintln!(
+            "installing Slicegate: CRDs, policies, queues, controller, and an agent for each of three nodes"
+        );
+        operator.install(rig, &three_nodes()).await?;
+        samples(rig).await.context("samples")?;
+        latency(rig).await.context("latency")?;
+    }
+    burst::run(rig, operator).await.context("burst")
 }
 
 /// Submits the samples and shows how each of them goes.

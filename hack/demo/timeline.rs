@@ -5,12 +5,11 @@ use std::fmt::Write as _;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use futures::StreamExt;
 use k8s_openapi::api::core::v1::Pod;
-use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client, ResourceExt};
 use slicegate::api::{MIGNode, kueue};
-use tokio::task::JoinHandle;
+
+use crate::watch::{Watches, watch};
 
 /// How far a workload has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -67,14 +66,6 @@ pub struct Timeline {
     _watches: Arc<Watches>,
 }
 
-struct Watches(Vec<JoinHandle<()>>);
-
-impl Drop for Watches {
-    fn drop(&mut self) {
-        self.0.iter().for_each(JoinHandle::abort);
-    }
-}
-
 impl Timeline {
     /// Follows the workloads of a namespace from now on.
     pub fn follow(client: Client, namespace: &str) -> Self {
@@ -87,6 +78,7 @@ impl Timeline {
                 |_, _| {},
             ),
             watch(Api::<Pod>::namespaced(client.clone(), namespace), known.clone(), Known::pod, |k, p| {
+                k.changes += 1;
                 let uid = p.uid().unwrap_or_default();
                 if let Some((_, ran)) = k.running.get_mut(&uid) {
                     *ran = true;
@@ -179,6 +171,7 @@ impl Timeline {
 
 impl Known {
     fn workload(&mut self, workload: &kueue::Workload) {
+        self.changes += 1;
         let Some(owner) = workload.owner_references().first().map(|o| o.name.clone()) else { return };
         let uid = workload.uid().unwrap_or_default();
         if !self.tracks.contains_key(&owner) {
@@ -200,6 +193,7 @@ impl Known {
     }
 
     fn pod(&mut self, pod: &Pod) {
+        self.changes += 1;
         let phase = pod.status.as_ref().and_then(|s| s.phase.as_deref()).unwrap_or_default();
         let Some(workload) = pod.labels().get("slicegate.dev/workload") else { return };
         let ran = matches!(phase, "Running" | "Succeeded");
@@ -212,6 +206,7 @@ impl Known {
     }
 
     fn node(&mut self, node: &MIGNode) {
+        self.changes += 1;
         self.nodes.insert(node.name_any(), node.clone());
         for track in self.tracks.values_mut() {
             let claimed =
@@ -238,34 +233,4 @@ impl Track {
             self.reached.entry(phase).or_insert_with(Instant::now);
         }
     }
-}
-
-fn watch<K>(
-    api: Api<K>,
-    known: Arc<Mutex<Known>>,
-    applied: fn(&mut Known, &K),
-    deleted: fn(&mut Known, &K),
-) -> JoinHandle<()>
-where
-    K: kube::Resource<DynamicType = ()>
-        + Clone
-        + std::fmt::Debug
-        + serde::de::DeserializeOwned
-        + Send
-        + 'static,
-{
-    tokio::spawn(async move {
-        let mut events = std::pin::pin!(watcher(api, watcher::Config::default()).default_backoff());
-        while let Some(event) = events.next().await {
-            let mut known = known.lock().unwrap_or_else(PoisonError::into_inner);
-            known.changes += 1;
-            match event {
-                Ok(watcher::Event::Apply(object) | watcher::Event::InitApply(object)) => {
-                    applied(&mut known, &object);
-                }
-                Ok(watcher::Event::Delete(object)) => deleted(&mut known, &object),
-                _ => {}
-            }
-        }
-    })
 }

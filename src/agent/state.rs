@@ -328,9 +328,10 @@ impl Agent {
         let wanted = self.wanted.clone().unwrap_or_default();
         self.prepare(&wanted);
         let shown = self.offer(&wanted);
-        let advertised = match shown.known {
-            true => self.means.node_status.advertise(&shown.capacity, &shown.allocatable).await,
-            false => Ok(false),
+        let advertised = if shown.known {
+            self.means.node_status.advertise(&shown.capacity, &shown.allocatable).await
+        } else {
+            Ok(false)
         };
         let serves = servable(&wanted, self.gpus.views());
         self.note_offers(&serves, &shown, matches!(advertised, Ok(true)));
@@ -391,6 +392,13 @@ impl Agent {
             if journal.is_new && !uuids.is_empty() {
                 self.gpus.adopt(&uuids, journal);
             }
+            // With a kubelet, who has what is still to be found out.
+            if journal.is_new
+                && matches!(self.handoff, Handoff::StandIn(_))
+                && let Err(error) = journal.complete()
+            {
+                warn!(%error, "journal");
+            }
         }
         if let Handoff::StandIn(stand_in) = &mut self.handoff {
             stand_in.settle();
@@ -444,10 +452,12 @@ impl Agent {
         }
         // What pods have and was offered before stays: its specification was written once.
         let obstacle = self.obstacle.clone().unwrap_or_default();
+        let handoff = &self.handoff;
         self.gpus.annotate(|place, instance| {
             let offered = instance.holder.is_some() || instance.offer == Offer::Shown;
             let ready = offered || cdi.is_ready(&place.gpu, &place.slice);
-            instance.obstacle = (!ready && instance.compute.is_some()).then(|| obstacle.clone());
+            let undescribed = (!ready && instance.compute.is_some()).then(|| obstacle.clone());
+            instance.obstacle = undescribed.or_else(|| handoff.obstacle(place));
         });
     }
 

@@ -5,6 +5,7 @@
 
 mod conflicts;
 mod containers;
+mod lifecycle;
 mod plugin;
 mod security;
 mod support;

@@ -15,7 +15,6 @@ use serde_json::{Value, json};
 use slicegate::api::kueue::Workload;
 use slicegate::api::mig_node::{SliceState, SliceStatus};
 use slicegate::api::{MIGNode, SlicePolicy};
-use slicegate_rig::operator::{GpuNode, Operator};
 use slicegate_rig::real_operator::{Gpus, RealOperator, a100_node};
 use slicegate_rig::{Options, Rig};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -36,14 +35,19 @@ pub struct World<'rig> {
 
 /// Runs a test in a namespace of its own with a LocalQueue `mig`, and removes what it has left there.
 pub fn on_the_node<T: AsyncFnOnce(&World<'_>, &str) -> Result<()>>(name: &str, test: T) {
+    on_a_node_with(Gpus::a100(2), name, test);
+}
+
+/// The same with other GPUs.
+pub fn on_a_node_with<T: AsyncFnOnce(&World<'_>, &str) -> Result<()>>(gpus: Gpus, name: &str, test: T) {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     runtime.block_on(async {
         let rig = Rig::up(Options::temporary().unwrap()).await.unwrap();
         let outcome = async {
             let node = rig.add_real_node(a100_node(NODE)).await?;
-            let real = RealOperator::install(&rig, node, Gpus::a100(2)).await?;
+            let real = RealOperator::install(&rig, node, gpus).await?;
             let world = World { client: rig.client().await?, real };
-            world.add_emulated().await?;
+            world.real.add_emulated(EMULATED).await?;
             world.namespace(name, &[]).await?;
             test(&world, name).await
         };
@@ -54,19 +58,6 @@ pub fn on_the_node<T: AsyncFnOnce(&World<'_>, &str) -> Result<()>>(name: &str, t
 }
 
 impl World<'_> {
-    async fn add_emulated(&self) -> Result<()> {
-        let rig = self.real.rig;
-        // Agents without a kubelet see the pods of their node.
-        rig.apply_yaml(&std::fs::read_to_string(rig.repo().root().join("config/emulated/rights/pods.yaml"))?)
-            .await?;
-        let mut emulated = GpuNode::new(EMULATED, "A30-24GB", 1, "NVIDIA-A30");
-        // The DaemonSet is for nodes with a kubelet.
-        emulated.node.labels.remove("nvidia.com/gpu.present");
-        rig.add_node(emulated.node.clone()).await?;
-        Operator::find()?.start_agent(rig, &emulated).await?;
-        Ok(())
-    }
-
     /// A namespace with labels and a LocalQueue `mig`.
     pub async fn namespace(&self, name: &str, labels: &[(&str, &str)]) -> Result<()> {
         let labels: serde_json::Map<String, Value> =

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
@@ -14,16 +14,18 @@ use serde_json::{Value, json};
 use slicegate::api::MIGNode;
 
 use crate::image::Image;
-use crate::operator::Operator;
+use crate::operator::{GpuNode, Operator};
 use crate::real_node::{RealNode, RealNodeSpec};
 use crate::rig::Rig;
+use crate::wait::{self, Found};
 
 const NAMESPACE: &str = "slicegate-system";
 const AGENT: &str = "slicegate-agent";
 /// Where the simulator is in the node; it outlives a reboot, as MIG mode does.
 const SIMULATOR: &str = "/var/lib/slicegate/sim";
+/// Its file with the boot id.
+const BOOT_ID: &str = "proc/sys/kernel/random/boot_id";
 const LIMIT: Duration = Duration::from_secs(90);
-const POLL: Duration = Duration::from_millis(50);
 
 /// The GPUs of a real node.
 #[derive(Debug, Clone)]
@@ -77,16 +79,41 @@ impl<'rig> RealOperator<'rig> {
         fs::copy(operator.nvml(), folder.join("libnvml_sim.so")).context("copy the simulator")?;
         nvml_sim::host::lay_out(&folder, this.gpus.count).context("lay out the simulated host")?;
         this.boot("boot-1")?;
-        rig.apply_kustomize("test/node/install").await?;
-        rig.apply_kustomize("kueue").await?;
+        for folder in install_section(&fs::read_to_string(rig.repo().root().join("README.md"))?)? {
+            // The same, with the simulator in place of the driver's library.
+            let folder = if folder == "config/default" { "test/node/install" } else { &folder };
+            let folder = rig.repo().root().join(folder);
+            rig.kubectl(["apply", "--server-side", "-k", &folder.display().to_string()]).await?;
+        }
         this.until_installed().await?;
         Ok(this)
+    }
+
+    /// Adds an emulated node with an A30 beside the real one, and its agent.
+    pub async fn add_emulated(&self, name: &str) -> Result<()> {
+        // Agents without a kubelet see the pods of their node.
+        let rights = self.rig.repo().root().join("config/emulated/rights/pods.yaml");
+        let rights = fs::read_to_string(&rights).with_context(|| format!("read {}", rights.display()))?;
+        self.rig.apply_yaml(&rights).await?;
+        let mut emulated = GpuNode::new(name, "A30-24GB", 1, "NVIDIA-A30");
+        // The DaemonSet is for nodes with a kubelet.
+        emulated.node.labels.remove("nvidia.com/gpu.present");
+        self.rig.add_node(emulated.node.clone()).await?;
+        Operator::find()?.start_agent(self.rig, &emulated).await.map(drop)
+    }
+
+    /// Sets the milliseconds that NVML functions take in programs that start from now on, such as the next agent.
+    pub fn set_latencies(&mut self, latency_ms: BTreeMap<String, u64>) -> Result<()> {
+        self.gpus.latency_ms = latency_ms;
+        let file = self.simulator()?.join(BOOT_ID);
+        let id = fs::read_to_string(&file).with_context(|| format!("read {}", file.display()))?;
+        self.boot(id.trim())
     }
 
     /// Waits until controller and agent are ready and the node's GPUs are.
     pub async fn until_installed(&self) -> Result<()> {
         let deployments: Api<Deployment> = Api::namespaced(self.rig.client().await?, NAMESPACE);
-        until("the controller is ready", async || {
+        until("the controller is ready", || async {
             let status = deployments.get("slicegate-controller").await?.status.unwrap_or_default();
             Ok(status.ready_replicas == Some(1))
         })
@@ -98,7 +125,7 @@ impl<'rig> RealOperator<'rig> {
     pub async fn until_agent(&self, reason: &str) -> Result<()> {
         let nodes: Api<MIGNode> = Api::all(self.rig.client().await?);
         let name = self.node.name();
-        until(&format!("MIGNode {name} is {reason}"), async || {
+        until(&format!("MIGNode {name} is {reason}"), || async {
             let status = nodes.get(name).await?.status.unwrap_or_default();
             Ok(status.conditions.iter().any(|c| c.type_ == "Ready" && c.reason == reason))
         })
@@ -128,7 +155,7 @@ impl<'rig> RealOperator<'rig> {
             "faults": self.gpus.faults,
         });
         replace(&folder.join("config.json"), &config.to_string())?;
-        let file = folder.join("proc/sys/kernel/random/boot_id");
+        let file = folder.join(BOOT_ID);
         fs::create_dir_all(file.parent().context("a folder")?)?;
         replace(&file, &format!("{id}\n"))
     }
@@ -145,7 +172,7 @@ impl<'rig> RealOperator<'rig> {
         let of_agent = ListParams::default()
             .labels("app.kubernetes.io/component=agent")
             .fields(&format!("spec.nodeName={}", self.node.name()));
-        until("the agent's pod is ready", async || {
+        until("the agent's pod is ready", || async {
             let found = pods.list(&of_agent).await?.items;
             let [pod] = found.as_slice() else { return Ok(None) };
             let conditions = pod.status.iter().flat_map(|s| s.conditions.iter().flatten());
@@ -168,7 +195,7 @@ impl<'rig> RealOperator<'rig> {
         let name = self.agent_pod().await?;
         pods.delete(&name, &DeleteParams { grace_period_seconds: Some(grace), ..DeleteParams::default() })
             .await?;
-        until("the agent's pod is gone", async || Ok(pods.get_opt(&name).await?.is_none())).await?;
+        until("the agent's pod is gone", || async { Ok(pods.get_opt(&name).await?.is_none()) }).await?;
         self.agent_pod().await.map(drop)
     }
 
@@ -203,7 +230,7 @@ impl<'rig> RealOperator<'rig> {
             json!({"spec": {"template": {"spec": {"containers": [{"name": "agent", "args": args}]}}}});
         let set = sets.patch(AGENT, &PatchParams::default(), &Patch::Strategic(patch)).await?;
         let generation = set.metadata.generation;
-        until("the DaemonSet is rolled out", async || {
+        until("the DaemonSet is rolled out", || async {
             let status = sets.get(AGENT).await?.status.unwrap_or_default();
             Ok(status.observed_generation >= generation
                 && status.updated_number_scheduled == Some(status.desired_number_scheduled)
@@ -214,40 +241,25 @@ impl<'rig> RealOperator<'rig> {
     }
 }
 
-/// What a condition can answer: yes or no, or the value that was waited for.
-trait Found {
-    type Value;
-    fn found(self) -> Option<Self::Value>;
+/// The folders that the README tells users to apply.
+fn install_section(readme: &str) -> Result<Vec<String>> {
+    const COMMAND: &str = "$ kubectl apply --server-side -k ";
+    let section = readme.split("\n## ").find(|section| section.starts_with("Installing on a cluster"));
+    let lines = section.context("README.md has no section about installing")?.lines();
+    let folders = lines.filter_map(|line| line.strip_prefix(COMMAND)?.split_whitespace().next());
+    let folders: Vec<String> = folders.map(str::to_owned).collect();
+    ensure!(
+        folders.iter().any(|folder| folder == "config/default"),
+        "README.md does not install config/default"
+    );
+    Ok(folders)
 }
 
-impl Found for bool {
-    type Value = ();
-    fn found(self) -> Option<()> {
-        self.then_some(())
-    }
-}
-
-impl<T> Found for Option<T> {
-    type Value = T;
-    fn found(self) -> Self {
-        self
-    }
-}
-
-async fn until<T: Found>(what: &str, mut condition: impl AsyncFnMut() -> Result<T>) -> Result<T::Value> {
-    let deadline = Instant::now() + LIMIT;
-    loop {
-        let last = match condition().await {
-            Ok(value) => match value.found() {
-                Some(found) => return Ok(found),
-                None => None,
-            },
-            Err(error) => Some(error),
-        };
-        let tell = || last.as_ref().map(|error| format!(": {error:#}")).unwrap_or_default();
-        ensure!(Instant::now() < deadline, "waited in vain until {what}{}", tell());
-        tokio::time::sleep(POLL).await;
-    }
+async fn until<T: Found, F: Future<Output = Result<T>>>(
+    what: &str,
+    condition: impl FnMut() -> F,
+) -> Result<T::Value> {
+    wait::until(LIMIT, what, condition).await
 }
 
 /// Replaces a file at once, so that nobody reads half of it.

@@ -165,11 +165,11 @@ impl Tokens {
     /// The healthy tokens by profile: those in pods' hands whose slice works, and as many more as there are slices free for
     /// others, lowest numbers first.
     pub fn healthy(&self) -> BTreeMap<ProfileName, BTreeSet<u32>> {
-        let taken: BTreeSet<&Place> = self.bound.values().collect();
+        let given: BTreeSet<&Place> = self.bound.values().collect();
         self.counts
             .iter()
             .map(|(profile, count)| {
-                let free = self.open.iter().filter(|p| p.slice.profile == *profile && !taken.contains(p));
+                let free = self.open.iter().filter(|p| p.slice.profile == *profile && !given.contains(p));
                 let of_profile = self.bound.iter().filter(|(token, _)| token.profile == *profile);
                 let works = of_profile.filter(|(_, place)| self.open.contains(place));
                 let spare = (0..*count).filter(|number| {

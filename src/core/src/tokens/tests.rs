@@ -183,7 +183,9 @@ proptest! {
                 }
                 Event::End(index) if !pods.is_empty() => {
                     let (ids, _) = pods.remove(index % pods.len());
-                    ids.iter().for_each(|token| tokens.release(token));
+                    for token in &ids {
+                        tokens.release(token);
+                    }
                 }
                 Event::End(_) => {}
                 Event::Learn => known = tokens.healthy()[&profile].clone(),
