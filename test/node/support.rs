@@ -7,15 +7,18 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{Event, Node, Pod};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::{Api, Client, ResourceExt};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
+use slicegate::api::kueue::Workload;
 use slicegate::api::mig_node::{SliceState, SliceStatus};
 use slicegate::api::{MIGNode, SlicePolicy};
-use slicegate_rig::operator::{GpuNode, Operator};
 use slicegate_rig::real_operator::{Gpus, RealOperator, a100_node};
 use slicegate_rig::{Options, Rig};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 
 /// Far longer than anything takes; only a failing test waits so long.
 const PATIENCE: Duration = Duration::from_secs(90);
@@ -110,6 +113,20 @@ impl World<'_> {
         Ok(self.mig_node().await?.status.map(|status| status.slices).unwrap_or_default())
     }
 
+    /// A condition of the real node's MIGNode.
+    pub async fn condition(&self, type_: &str) -> Result<Option<Condition>> {
+        let status = self.mig_node().await?.status.unwrap_or_default();
+        Ok(status.conditions.into_iter().find(|condition| condition.type_ == type_))
+    }
+
+    /// What the AdmissionCheck says of a Job's workload.
+    pub async fn check_message(&self, namespace: &str, owner: &str) -> Result<Option<String>> {
+        let workloads = self.list::<Workload>(namespace).await?;
+        let of_owner = |w: &Workload| w.owner_references().iter().any(|reference| reference.name == owner);
+        let checks = workloads.into_iter().find(of_owner).and_then(|w| w.status).map(|s| s.admission_checks);
+        Ok(checks.into_iter().flatten().find(|check| check.name == "slicegate").map(|check| check.message))
+    }
+
     /// Changes the SlicePolicy of the AdmissionCheck.
     pub async fn slice_policy(&self, spec: &Value) -> Result<()> {
         let policies: Api<SlicePolicy> = Api::all(self.client.clone());
@@ -174,6 +191,19 @@ impl World<'_> {
                 && slices.iter().all(|slice| slice.state != SliceState::InUse))
         })
         .await
+    }
+
+    /// The metrics of the pod of a component, `controller` or `agent`, as Prometheus would have them.
+    pub async fn metrics(&self, component: &str) -> Result<String> {
+        let port = if component == "controller" { 8080 } else { 8081 };
+        let selector = format!("app.kubernetes.io/component={component}");
+        let pods = self.api::<Pod>("slicegate-system").list(&ListParams::default().labels(&selector)).await?;
+        let address = pods.items.iter().find_map(|pod| pod.status.as_ref()?.pod_ip.clone());
+        let mut stream = TcpStream::connect((address.context("an address")?, port)).await?;
+        stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: pod\r\nConnection: close\r\n\r\n").await?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await?;
+        Ok(answer)
     }
 
     /// The note of an event about an object, once there is one with that reason.

@@ -183,19 +183,40 @@ impl<'rig> RealOperator<'rig> {
         .await
     }
 
-    /// Deletes the agent's pod and waits for the next one. `grace`: seconds; 0 kills it.
+    /// Deletes the agent's pod and waits for the next one to be ready to make slices. `grace`: seconds; 0 kills it.
     pub async fn restart_agent(&self, grace: u32) -> Result<()> {
+        self.replace_agent(grace).await?;
+        self.until_agent("Ready").await
+    }
+
+    /// The same, whatever the next one finds.
+    pub async fn replace_agent(&self, grace: u32) -> Result<()> {
         let pods: Api<Pod> = Api::namespaced(self.rig.client().await?, NAMESPACE);
         let name = self.agent_pod().await?;
         pods.delete(&name, &DeleteParams { grace_period_seconds: Some(grace), ..DeleteParams::default() })
             .await?;
         until("the agent's pod is gone", || async { Ok(pods.get_opt(&name).await?.is_none()) }).await?;
-        self.agent_pod().await?;
+        self.agent_pod().await.map(drop)
+    }
+
+    /// Changes the simulator's configuration for agents that start from now on, until the next [`Self::boot`].
+    pub fn reconfigure(&self, change: impl FnOnce(&mut Value)) -> Result<()> {
+        let file = self.simulator()?.join("config.json");
+        let text = fs::read_to_string(&file).with_context(|| format!("read {}", file.display()))?;
+        let mut config = serde_json::from_str(&text).with_context(|| format!("read {}", file.display()))?;
+        change(&mut config);
+        replace(&file, &config.to_string())
+    }
+
+    /// Runs the agent with further arguments from now on, as an administrator who edits the DaemonSet, and waits until it is
+    /// ready to make slices.
+    pub async fn agent_args(&self, more: &[&str]) -> Result<()> {
+        self.roll_agent_out(more).await?;
         self.until_agent("Ready").await
     }
 
-    /// Runs the agent with further arguments from now on, as an administrator who edits the DaemonSet.
-    pub async fn agent_args(&self, more: &[&str]) -> Result<()> {
+    /// The same, whatever the agent finds.
+    pub async fn roll_agent_out(&self, more: &[&str]) -> Result<()> {
         let sets: Api<DaemonSet> = Api::namespaced(self.rig.client().await?, NAMESPACE);
         let mut args = vec![
             "agent",
@@ -216,8 +237,7 @@ impl<'rig> RealOperator<'rig> {
                 && status.number_available == Some(status.desired_number_scheduled))
         })
         .await?;
-        self.agent_pod().await?;
-        self.until_agent("Ready").await
+        self.agent_pod().await.map(drop)
     }
 }
 

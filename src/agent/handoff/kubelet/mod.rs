@@ -4,6 +4,7 @@
 //! it, and gone once it no longer does and nobody was given it in the meantime.
 
 pub mod book;
+mod doubt;
 mod holds;
 mod plugin;
 mod registrar;
@@ -29,6 +30,7 @@ use crate::agent::cdi::{self, Strategy};
 use crate::agent::nvml::Driver;
 use crate::agent::state::Message;
 use book::SharedBook;
+use doubt::Doubts;
 use holds::{Questions, Verdict};
 use plugin::{Allocator, Lists};
 use registrar::Registrar;
@@ -63,6 +65,8 @@ pub struct Kubelet {
     strategy: Strategy,
     lists: Lists,
     more: Arc<Notify>,
+    again: mpsc::UnboundedSender<ProfileName>,
+    doubts: Doubts,
     resources: Resources,
     messages: mpsc::Sender<Message>,
     registrar: Option<Registrar>,
@@ -99,6 +103,7 @@ impl Kubelet {
         messages: mpsc::Sender<Message>,
     ) -> Result<Self, SocketError> {
         let (lists, more) = (Lists::default(), Arc::new(Notify::new()));
+        let (again, doubted) = mpsc::unbounded_channel();
         let allocator =
             Arc::new(Allocator { book: book.clone(), driver, strategy, messages: messages.clone() });
         let registrar = Registrar {
@@ -106,6 +111,7 @@ impl Kubelet {
             lists: lists.clone(),
             allocator,
             more: more.clone(),
+            doubted,
             messages: messages.clone(),
         };
         let knows_holders = !book.lock().journal.is_new;
@@ -114,6 +120,8 @@ impl Kubelet {
             strategy,
             lists,
             more,
+            again,
+            doubts: Doubts::default(),
             resources: Resources::new(folders.pod_resources, folders.device_plugins)?,
             messages,
             registrar: Some(registrar),
@@ -228,6 +236,14 @@ impl Kubelet {
         for profile in ask {
             self.tell(&profile, true);
             self.wake();
+        }
+        if self.registered {
+            let told = self.book.lock().tokens.healthy();
+            for profile in self.doubts.judge(Instant::now(), &told, &seen.healthy, &seen.strange) {
+                warn!(%profile, "the kubelet does not take this profile's devices from us; registering again");
+                // Nobody listens any more only when the agent ends.
+                let _ = self.again.send(profile);
+            }
         }
         self.asking = self.questions.wait(&seen);
         self.seen = Some(seen);
