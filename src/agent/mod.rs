@@ -92,6 +92,16 @@ pub struct Args {
     pub early_patch: bool,
 }
 
+impl Args {
+    /// Where the kubelet is.
+    fn folders(&self) -> Folders {
+        Folders {
+            device_plugins: self.kubelet_dir.join("device-plugins"),
+            pod_resources: self.kubelet_dir.join("pod-resources/kubelet.sock"),
+        }
+    }
+}
+
 /// How slices reach pods.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum KubeletMode {
@@ -194,24 +204,20 @@ pub async fn run(
             Handoff::StandIn(StandIn::default())
         }
         KubeletMode::DevicePlugin => {
-            let folders = Folders {
-                device_plugins: args.kubelet_dir.join("device-plugins"),
-                pod_resources: args.kubelet_dir.join("pod-resources/kubelet.sock"),
-            };
-            let strategy = args.cdi.device_list_strategy;
+            let (folders, strategy) = (args.folders(), args.cdi.device_list_strategy);
             let kubelet = Kubelet::new(folders, strategy, book.clone(), driver.clone(), messages.clone())?;
             Handoff::Kubelet(Box::new(kubelet))
         }
     };
-    let cdi = (args.kubelet == KubeletMode::DevicePlugin).then(|| cdi::CdiDir::new(&args.cdi));
+    let has_kubelet = args.kubelet == KubeletMode::DevicePlugin;
+    let cdi = has_kubelet.then(|| cdi::CdiDir::new(&args.cdi));
+    let plugins = has_kubelet.then(|| args.folders().device_plugins);
     let _events = follow_events(&driver, &messages);
     let rescan = Duration::from_secs(args.rescan_seconds.max(1));
-    let plugins =
-        (args.kubelet == KubeletMode::DevicePlugin).then(|| args.kubelet_dir.join("device-plugins"));
-    let mig_modes = args.enable_mig_mode.then(MigModes::default);
+    let modes = args.enable_mig_mode.then(MigModes::default);
     let means =
-        Means { name, boot_id, driver, node_status, mig_nodes, announcer, metrics, messages, cdi, plugins };
-    let mut agent = Agent::new(means, book, handoff, mig_modes);
+        Means { name, boot_id, driver, node_status, mig_nodes, metrics, messages, cdi, plugins, announcer };
+    let mut agent = Agent::new(means, book, handoff, modes);
     agent.begin_scan();
     let mut next_scan = Instant::now() + rescan;
     let mut recheck: Option<Instant> = None;

@@ -1,34 +1,34 @@
-//! What the agent knows, and one step of it.
+//! What the agent knows, and how it comes to know it.
+
+mod step;
+mod tell;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use k8s_openapi::api::core::v1::Node;
 use kube::Api;
-use slicegate_core::agent::{Offer, Operation, Report, agent_step, servable};
+use slicegate_core::agent::Report;
 use slicegate_core::geometry::{Place, Slice};
 use slicegate_core::id::GpuUuid;
-use slicegate_core::time::Timestamp;
 use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, spawn_blocking};
-use tracing::{debug, warn};
+use tracing::warn;
 
 use super::announce::Announcer;
 use super::cdi::{CdiDir, SliceDevice};
-use super::conflicts::{Signs, conflicts};
-use super::gpus::{Done, Gpus, Look, OperationError, Scan};
+use super::gpus::{Done, Gpus, Look, Scan};
+use super::handoff::Handoff;
 use super::handoff::kubelet::book::SharedBook;
-use super::handoff::kubelet::{Registration, ResourcesError, Seen, WHOLE_GPU};
+use super::handoff::kubelet::{Registration, ResourcesError, Seen};
 use super::handoff::stand_in::Holders;
-use super::handoff::{Handoff, Open, Shown};
 use super::mig_mode::{MigModes, Outcome};
 use super::node_status::NodeStatus;
-use super::nvml::{Driver, Event, EventKind, Found};
-use super::report::{self, Facts};
-use super::{Metrics, PAUSE, ensure, report_unavailable, write_status};
-use crate::api::convert::{mig, now};
+use super::nvml::{Driver, Event, EventKind};
+use super::{Metrics, report_unavailable};
+use crate::api::convert::mig;
 use crate::api::mig_node::{MIGNode, MIGNodeStatus, SliceStatus};
 use crate::api::names;
 
@@ -317,365 +317,6 @@ impl Agent {
             }
         });
         self.looks.insert(gpu.clone(), look);
-    }
-
-    /// Decides, acts, advertises, reports. Returns how long to wait if nothing happens.
-    pub async fn step(&mut self) -> Option<Duration> {
-        let moment = now();
-        if self.missing && !self.make_object().await {
-            return Some(PAUSE);
-        }
-        let wanted = self.wanted.clone().unwrap_or_default();
-        self.prepare(&wanted);
-        let shown = self.offer(&wanted);
-        let advertised = if shown.known {
-            self.means.node_status.advertise(&shown.capacity, &shown.allocatable).await
-        } else {
-            Ok(false)
-        };
-        let serves = servable(&wanted, self.gpus.views());
-        self.note_offers(&serves, &shown, matches!(advertised, Ok(true)));
-        self.act(moment, &wanted);
-        self.ask_for_mig_mode();
-        self.register(&wanted);
-
-        let step = agent_step(moment, &wanted, self.gpus.views(), &self.reports);
-        let settled = serves.iter().all(|place| shown.settled.contains(&place.slice.profile));
-        let kubelet_due = match &mut self.handoff {
-            Handoff::Kubelet(kubelet) => {
-                // Another plugin may take our place at any time.
-                let alone =
-                    self.plugins.is_empty() && kubelet.seen().is_none_or(|seen| seen.strange.is_empty());
-                kubelet.look(alone && settled && shown.settled.len() == shown.capacity.len())
-            }
-            Handoff::StandIn(_) => None,
-        };
-        if let Err(error) = advertised {
-            warn!(%error, "cannot advertise on the node; trying again");
-            return Some(PAUSE);
-        }
-        self.reports = step.reports;
-        self.means.metrics.set_slices(&self.reports);
-        if let Err(error) = self.report(moment).await {
-            warn!(%error, "cannot report; trying again");
-            return Some(PAUSE);
-        }
-        let recheck = step.recheck_at.map(|at| (at - now()).max(Duration::from_millis(1)));
-        recheck.into_iter().chain(kubelet_due).min()
-    }
-
-    /// Makes the MIGNode again. The controller removes that of a Node that is gone; only a Node that is there gets a new one.
-    async fn make_object(&mut self) -> bool {
-        match self.means.node_status.refresh().await {
-            Ok(true) => {}
-            Ok(false) => return false,
-            Err(error) => {
-                warn!(%error, "cannot read the node");
-                return false;
-            }
-        }
-        if let Err(error) = ensure(&self.means.mig_nodes, &self.means.name).await {
-            warn!(%error, "MIGNode");
-            return false;
-        }
-        self.missing = false;
-        self.written = None;
-        true
-    }
-
-    /// Settles what is ours, who has it, and what stands in its way.
-    fn prepare(&mut self, wanted: &BTreeMap<GpuUuid, Vec<Slice>>) {
-        let uuids = std::mem::take(&mut self.ours_before);
-        {
-            let journal = &mut self.book.lock().journal;
-            // What an agent reported with its MIG device's UUID, it had made.
-            if journal.is_new && !uuids.is_empty() {
-                self.gpus.adopt(&uuids, journal);
-            }
-            // With a kubelet, who has what is still to be found out.
-            if journal.is_new
-                && matches!(self.handoff, Handoff::StandIn(_))
-                && let Err(error) = journal.complete()
-            {
-                warn!(%error, "journal");
-            }
-        }
-        if let Handoff::StandIn(stand_in) = &mut self.handoff {
-            stand_in.settle();
-        }
-        self.gpus.forget_failures(wanted);
-        self.note_holders();
-        self.write_cdi();
-    }
-
-    fn note_holders(&mut self) {
-        let mut processes = BTreeMap::new();
-        for (place, instance) in self.gpus.whole() {
-            processes
-                .extend(self.gpus.process(&place.gpu, instance.id).map(|process| (place.clone(), process)));
-        }
-        let book = self.book.clone();
-        let (handoff, remake) = (&self.handoff, self.remake_after_use);
-        self.gpus.annotate(|place, instance| {
-            instance.holder = handoff.holder(place).or_else(|| processes.get(place).cloned());
-            instance.spent = remake && book.lock().journal.is_used(&place.gpu, &place.slice);
-            let uuid = instance.compute.as_ref().map(|compute| compute.uuid.as_str());
-            instance.misnamed = uuid.is_some_and(|uuid| handoff.is_misnamed(place, uuid));
-        });
-    }
-
-    /// Writes the CDI specifications of what there is; without its own no slice is offered.
-    fn write_cdi(&mut self) {
-        let Some(cdi) = &mut self.means.cdi else { return };
-        let device = |(place, i): (Place, &slicegate_core::agent::Instance)| {
-            let (index, minor) = self.gpus.numbers(&place.gpu)?;
-            let compute = i.compute.as_ref()?;
-            Some(SliceDevice {
-                gpu: place.gpu,
-                gpu_index: index,
-                gpu_minor: minor,
-                slice: place.slice,
-                mig_uuid: compute.uuid.clone(),
-                gpu_instance: i.id,
-                compute_instance: compute.id,
-            })
-        };
-        let devices: Vec<SliceDevice> = self.gpus.whole().filter_map(device).collect();
-        if self.described.as_ref() != Some(&devices) {
-            let obstacle = cdi.sync(&devices).err().map(|error| error.to_string());
-            if let Some(error) = obstacle.as_ref().filter(|_| obstacle != self.obstacle) {
-                warn!(error, "slices cannot be offered");
-            }
-            // What failed is tried again at the next full look.
-            self.described = Some(devices);
-            self.obstacle = obstacle;
-        }
-        // What pods have and was offered before stays: its specification was written once.
-        let obstacle = self.obstacle.clone().unwrap_or_default();
-        let handoff = &self.handoff;
-        self.gpus.annotate(|place, instance| {
-            let offered = instance.holder.is_some() || instance.offer == Offer::Shown;
-            let ready = offered || cdi.is_ready(&place.gpu, &place.slice);
-            let undescribed = (!ready && instance.compute.is_some()).then(|| obstacle.clone());
-            instance.obstacle = undescribed.or_else(|| handoff.obstacle(place));
-        });
-    }
-
-    fn offer(&mut self, wanted: &BTreeMap<GpuUuid, Vec<Slice>>) -> Shown {
-        let serves = servable(wanted, self.gpus.views());
-        let mut open: Vec<(Place, u32, String)> = self
-            .gpus
-            .whole()
-            .filter(|(place, _)| serves.contains(place))
-            .filter_map(|(place, i)| {
-                let (index, _) = self.gpus.numbers(&place.gpu)?;
-                Some((place, index, i.compute.as_ref()?.uuid.clone()))
-            })
-            .collect();
-        open.sort_by(|a, b| (a.1, &a.0.slice).cmp(&(b.1, &b.0.slice)));
-        let capacity = self.gpus.capacity();
-        let shown = self.handoff.offer(Open(open), &capacity);
-        // Who was given something by that, where there is no kubelet.
-        if matches!(self.handoff, Handoff::StandIn(_)) {
-            self.note_holders();
-        }
-        shown
-    }
-
-    /// Notes how far slices are in pods' sight.
-    fn note_offers(&mut self, serves: &BTreeSet<Place>, shown: &Shown, on_node: bool) {
-        let handoff = &self.handoff;
-        self.gpus.annotate(|place, instance| {
-            let settled = on_node && shown.settled.contains(&place.slice.profile);
-            instance.offer = match (serves.contains(place), instance.offer) {
-                // What is half made never was.
-                _ if instance.compute.is_none() => Offer::Withdrawn,
-                (true, Offer::Shown) => Offer::Shown,
-                (true, _) if settled => Offer::Shown,
-                (false, Offer::Withdrawn) => Offer::Withdrawn,
-                (false, _) if settled && handoff.is_free(place) => Offer::Withdrawn,
-                (false, _) if !shown.capacity.contains_key(&place.slice.profile) => Offer::Withdrawn,
-                _ => Offer::Pending,
-            };
-        });
-    }
-
-    /// Begins what is to be done. Nothing is made that could not be told from somebody else's after a crash.
-    fn act(&mut self, moment: Timestamp, wanted: &BTreeMap<GpuUuid, Vec<Slice>>) {
-        let step = agent_step(moment, wanted, self.gpus.views(), &self.reports);
-        let creates = step.operations.iter().filter(|(_, o)| matches!(o, Operation::Create(_)));
-        let intended =
-            self.book.lock().journal.intend(creates.map(|(gpu, operation)| (gpu, operation.slice())));
-        if let Err(error) = &intended {
-            warn!(%error, "nothing is made");
-            self.gpus.problems = vec![error.to_string()];
-        }
-        for (gpu, operation) in step.operations {
-            let may = match &operation {
-                Operation::Create(_) => intended.is_ok(),
-                // Once more, since pods may have come in between.
-                Operation::Destroy { slice, .. } => self.handoff.is_free(&Place::new(&gpu, slice)),
-            };
-            if may {
-                self.begin(&gpu, operation);
-            }
-        }
-    }
-
-    fn begin(&mut self, gpu: &GpuUuid, operation: Operation) {
-        let Some((index, _)) = self.gpus.numbers(gpu) else { return };
-        debug!(%gpu, ?operation, "begins");
-        self.gpus.mark(gpu, operation.clone());
-        let (driver, messages, gpu) = (self.means.driver.clone(), self.means.messages.clone(), gpu.clone());
-        tokio::spawn(async move {
-            let work = spawn_blocking(move || {
-                let result = match &operation {
-                    Operation::Create(slice) => {
-                        driver.create(index, slice).map(Some).map_err(OperationError::Create)
-                    }
-                    Operation::Destroy { id, slice } => {
-                        driver.destroy(index, *id, slice).map(|()| None).map_err(OperationError::Destroy)
-                    }
-                };
-                let look = result.is_err().then(|| Look::now(&driver, index));
-                Done { gpu, operation, result, look }
-            });
-            if let Ok(done) = work.await {
-                // Nobody listens any more only when the agent ends.
-                let _ = messages.send(Message::Done(Box::new(done))).await;
-            }
-        });
-    }
-
-    /// Asks for MIG mode where it is off, if that is the agent's to do and nobody uses whole GPUs.
-    fn ask_for_mig_mode(&mut self) {
-        let obstacle = match &self.handoff {
-            // Who has whole GPUs is not known yet.
-            Handoff::Kubelet(kubelet) if kubelet.seen().is_none() => return,
-            _ => self.whole_gpu_use(),
-        };
-        let Some(modes) = &mut self.mig_modes else { return };
-        for (gpu, index) in modes.due(self.gpus.list(), obstacle.as_deref()) {
-            let (driver, messages) = (self.means.driver.clone(), self.means.messages.clone());
-            tokio::spawn(async move {
-                let asked = spawn_blocking(move || Outcome::of_asking(&driver, index)).await;
-                if let Ok(outcome) = asked {
-                    // Nobody listens any more only when the agent ends.
-                    let _ = messages.send(Message::MigMode(gpu, index, outcome)).await;
-                }
-            });
-        }
-    }
-
-    /// Who has or could get whole GPUs of the node.
-    fn whole_gpu_use(&self) -> Option<String> {
-        let signs = self.signs();
-        match (signs.whole_gpu_pods.first(), signs.whole_gpus) {
-            (Some(pod), _) => Some(format!("pod {pod} has a whole GPU (nvidia.com/gpu) of this node")),
-            (None, 0) => None,
-            (None, count) => Some(format!("the node offers {count} whole GPUs (nvidia.com/gpu)")),
-        }
-    }
-
-    /// Registers with the kubelet once everything that is wanted has been made or has failed: after a reboot pods would
-    /// otherwise be admitted, or refused, before their slices are there again.
-    fn register(&mut self, wanted: &BTreeMap<GpuUuid, Vec<Slice>>) {
-        let Handoff::Kubelet(kubelet) = &mut self.handoff else { return };
-        let views = self.gpus.views();
-        let is_due = |(gpu, slices): (&GpuUuid, &Vec<Slice>)| {
-            views.get(gpu).is_none_or(|view| {
-                slices.iter().all(|slice| {
-                    view.unusable.is_some()
-                        || view.broken.is_some()
-                        || view
-                            .instances
-                            .iter()
-                            .any(|i| i.slice == *slice && (i.compute.is_some() || !i.ours))
-                        || view.failures.iter().any(|f| f.operation.slice() == slice)
-                })
-            })
-        };
-        if wanted.iter().all(is_due) || !self.gpus.is_busy() {
-            kubelet.begin();
-        }
-    }
-
-    async fn report(&mut self, moment: Timestamp) -> kube::Result<()> {
-        let foreign: Vec<(String, Found)> = self
-            .gpus
-            .views()
-            .iter()
-            .flat_map(|(uuid, view)| view.instances.iter().filter(|i| !i.ours).map(move |i| (uuid, i)))
-            .map(|(uuid, i)| {
-                let found = Found {
-                    id: i.id,
-                    slice: i.slice.clone(),
-                    compute: i.compute.clone(),
-                    processes: Vec::new(),
-                };
-                (uuid.to_string(), found)
-            })
-            .collect();
-        let damage = self.book.lock().journal.damage.clone();
-        let mut problems = self.gpus.problems.clone();
-        problems.extend(self.obstacle.clone());
-        let unhealthy = self.gpus.unhealthy();
-        let conflicts = conflicts(&self.signs());
-        let mig_modes = self.mig_modes.as_ref().map(MigModes::notes).unwrap_or_default();
-        let facts = Facts {
-            gpus: self.gpus.list(),
-            unhealthy: &unhealthy,
-            mig_modes: &mig_modes,
-            problems: &problems,
-            damage: damage.as_deref(),
-            kubelet: self.handoff.trouble(),
-            notice: self.means.cdi.as_ref().and_then(CdiDir::notice),
-            conflicts: &conflicts,
-            reports: &self.reports,
-            foreign: &foreign,
-            boot_id: &self.means.boot_id,
-            driver_version: self.means.driver.version(),
-            generation: self.generation,
-        };
-        let status =
-            report::status(moment, &facts, self.written.as_ref().unwrap_or(&MIGNodeStatus::default()));
-        if self.written.as_ref() != Some(&status) {
-            write_status(&self.means.mig_nodes, &self.means.name, &status).await?;
-            let before = self.written.replace(status).map(|status| status.conditions).unwrap_or_default();
-            let after = self.written.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
-            self.means.announcer.announce(&before, after).await;
-        }
-        self.reported = true;
-        Ok(())
-    }
-
-    /// What may betray that somebody else has a hand in the GPUs.
-    fn signs(&self) -> Signs<'_> {
-        let seen = match &self.handoff {
-            Handoff::Kubelet(kubelet) => kubelet.seen(),
-            Handoff::StandIn(_) => None,
-        };
-        let allocatable = self.node.as_ref().and_then(|node| node.status.as_ref()?.allocatable.as_ref());
-        let whole_gpus = allocatable.and_then(|all| all.get(WHOLE_GPU)?.0.parse().ok());
-        Signs {
-            plugins: self.plugins.clone(),
-            devices: seen.map(|seen| seen.strange.clone()).unwrap_or_default(),
-            labels: self.node.as_ref().and_then(|node| node.metadata.labels.clone()).unwrap_or_default(),
-            whole_gpus: whole_gpus.unwrap_or(0),
-            whole_gpu_pods: seen.map(|seen| seen.whole_gpu.clone()).unwrap_or_default(),
-            meddled: self.gpus.meddled(),
-            controller: self.controller_version.as_deref(),
-            agent: env!("CARGO_PKG_VERSION"),
-        }
-    }
-
-    /// Says in the MIGNode that the agent ends: its slices stay, and nothing new is placed here until it is back.
-    pub async fn say_goodbye(&mut self) {
-        let Some(before) = self.written.take() else { return };
-        let status = report::stopped(now(), &before);
-        if let Err(error) = write_status(&self.means.mig_nodes, &self.means.name, &status).await {
-            warn!(%error, "cannot report that the agent ends");
-        }
     }
 }
 

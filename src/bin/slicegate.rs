@@ -33,7 +33,7 @@ enum Command {
     /// Make and report the slices of one node (one per GPU node).
     Agent {
         #[command(flatten)]
-        args: agent::Args,
+        args: Box<agent::Args>,
         /// Where to serve /healthz, /readyz and /metrics.
         #[arg(long, default_value = "0.0.0.0:8081")]
         listen: SocketAddr,
@@ -79,7 +79,7 @@ async fn run(cli: Cli) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
             let clients = Clients::infer().await?;
             tokio::select! {
                 result = runtime::serve(listen, registry, ready.clone()) => result?,
-                result = agent::run(args, clients, metrics, ready, runtime::shutdown_signal()) => result?,
+                result = agent::run(*args, clients, metrics, ready, runtime::shutdown_signal()) => result?,
             }
         }
     }
