@@ -6,6 +6,7 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
 use kube::api::{DeleteParams, Patch, PatchParams};
 use serde_json::{Value, json};
+use slicegate::api::kueue::CheckState;
 use slicegate::api::mig_node::{SliceState, SliceStatus};
 use slicegate_rig::operator::GpuNode;
 
@@ -65,29 +66,14 @@ async fn until_counted(world: &World, count: u32) -> Result<()> {
 }
 
 /// Lets the pods of the Job go, as whoever kept them back.
-async fn let_go(world: &World, count: usize) -> Result<()> {
+async fn let_go(world: &World) -> Result<()> {
     let ungate: Value =
         json!({"spec": {"schedulingGates": [{"$patch": "delete", "name": "example.com/later"}]}});
-    let pods = world
-        .until("the Job has its pods", || async {
-            Ok(Some(world.pods("default").await?).filter(|pods| pods.len() == count))
-        })
-        .await?;
-    for pod in pods {
-        let api = world.api::<Pod>("default");
+    let api = world.api::<Pod>("default");
+    for pod in world.pods("default").await? {
         api.patch(&pod.name_any(), &PatchParams::default(), &Patch::Strategic(ungate.clone())).await?;
     }
     Ok(())
-}
-
-/// Waits until so many slices are in the Job's hands.
-async fn until_held(world: &World, count: usize) -> Result<()> {
-    world
-        .until(&format!("the Job holds {count} slices"), || async {
-            let holders = slices(world).await?.into_iter().filter_map(|slice| slice.pod);
-            Ok(holders.filter(|pod| pod.starts_with("default/robbed-")).count() == count)
-        })
-        .await
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -99,8 +85,12 @@ async fn a_pod_past_the_queue_is_noticed_and_the_robbed_workload_still_gets_a_sl
         assert!(note.contains("past the queue") && note.contains("1g.6gb"), "{note}");
     }
     until_counted(&world, 1).await?;
-    let_go(&world, 1).await?;
-    world.until("the robbed Job is complete", || world.job_done("default", "robbed")).await?;
+    world
+        .until("the robbed Job is complete", || async {
+            let_go(&world).await?;
+            world.job_done("default", "robbed").await
+        })
+        .await?;
     let slices = slices(&world).await?;
     assert!(slices.iter().any(|slice| slice.pod.as_deref() == Some("opted-out/stranger")), "{slices:?}");
     world.api::<Pod>(FREE).delete("stranger", &DeleteParams::default()).await?;
@@ -110,17 +100,28 @@ async fn a_pod_past_the_queue_is_noticed_and_the_robbed_workload_still_gets_a_sl
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn without_room_for_another_the_robbed_workload_gets_the_slice_when_the_stranger_has_gone() -> Result<()>
-{
+async fn without_room_for_another_the_robbed_workload_gives_way_and_runs_when_the_stranger_has_gone()
+-> Result<()> {
     let world = robbed(4, "1000").await?;
     stranger(&world).await?;
     until_counted(&world, 1).await?;
-    let_go(&world, 4).await?;
-    until_held(&world, 3).await?;
-    let slices = slices(&world).await?;
-    assert!(slices.iter().all(|slice| slice.state == SliceState::InUse) && slices.len() == 4, "{slices:?}");
+    // Nothing of it runs yet: it gives its quota back and waits its turn.
+    let waits = "Waiting for free slices: no node of flavor a30 has room for";
+    world
+        .until("it is told what it waits for", || async {
+            let told = world.check("default", "robbed").await?;
+            Ok(told.is_some_and(|(state, text)| state == CheckState::Pending && text.starts_with(waits)))
+        })
+        .await?;
+    assert!(slices(&world).await?.iter().any(|slice| slice.pod.as_deref() == Some("opted-out/stranger")));
     world.api::<Pod>(FREE).delete("stranger", &DeleteParams::default()).await?;
-    until_held(&world, 4).await?;
+    world
+        .until("the Job holds all four slices", || async {
+            let_go(&world).await?;
+            let holders: Vec<_> = slices(&world).await?.into_iter().filter_map(|slice| slice.pod).collect();
+            Ok(holders.len() == 4 && holders.iter().all(|pod| pod.starts_with("default/robbed-")))
+        })
+        .await?;
     until_counted(&world, 0).await?;
     world.rig.down().await
 }
