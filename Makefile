@@ -3,10 +3,10 @@
 SHELL := bash
 CARGO ?= cargo
 # The image, and the program that builds and pushes it: docker, podman, nerdctl.
-IMG ?= slicegate:latest
+IMG ?= slicegate:dev
 CONTAINER_TOOL ?= docker
 
-.PHONY: help demo demo-down test lint unit component cluster generate install deploy undeploy uninstall prerequisites build bench-burst demo-node bench-node build-node docker-build docker-push
+.PHONY: help demo demo-down test lint unit component cluster node generate install deploy undeploy uninstall prerequisites build bench-burst demo-node bench-node build-node docker-build docker-push
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-16s %s\n", $$1, $$2}'
@@ -31,7 +31,7 @@ demo-node: build-node ## The same on a real node, as root: kubelet, containerd, 
 demo-down: ## End a cluster that `make demo KEEP=1` has left up
 	@target/debug/rig down
 
-test: lint unit component cluster ## Everything that CI runs
+test: lint unit component cluster node ## Everything that CI runs (as root: a part of it runs containers)
 
 lint: prerequisites ## Formatting and lints
 	$(CARGO) fmt --all --check
@@ -46,7 +46,12 @@ component: build ## Agent against the NVML ABI, manifests, generated files
 
 cluster: build ## The operator on a real API server with a real Kueue
 	hack/cluster/build
-	$(CARGO) test -p slicegate-rig --test cluster
+	$(CARGO) test -p slicegate-rig --test rig -- --ignored
+	$(CARGO) test -p slicegate-rig --test cluster -- --test-threads=2
+
+node: build-node ## The operator beside a real kubelet, containerd and runc
+	$(CARGO) test -p slicegate-rig --test real_node -- --ignored
+	$(CARGO) test -p slicegate-rig --test node -- --test-threads=2
 
 bench-burst: build ## 50 one-slice Jobs at once on 4 nodes of 2 A100-40GB, 1 s per NVML create
 	@target/debug/demo --burst
@@ -60,8 +65,8 @@ generate: ## Write the CRDs from the types
 install: ## Install the CRDs on the current cluster
 	kubectl apply --server-side -k crds
 
-deploy: ## Install everything on the current cluster
-	kubectl apply --server-side -k config/default
+deploy: ## Install everything on the current cluster, with the image IMG
+	kubectl kustomize config/default | sed 's|image: slicegate:dev$$|image: $(IMG)|' | kubectl apply --server-side -f -
 
 undeploy: ## Remove everything from the current cluster
 	kubectl delete --ignore-not-found -k config/default

@@ -3,7 +3,7 @@
 //! ```text
 //!             Workload (Kueue)                    MIGNode/<node>                          NVML, kubelet
 //! user ─ Job ─▶ Kueue ─▶ check Pending ─▶ controller ── spec: geometry, claims ─▶ agent ──▶ GPU instances
-//!                        check Ready  ◀── controller ◀─ status: gpus, slices ─── agent ──▶ Node resources
+//!                        check Ready  ◀── controller ◀─ status: gpus, slices ─── agent ──▶ device plugin, CDI
 //!                                         pods gated at creation, pinned and released by the controller
 //! ```
 //!
@@ -13,7 +13,9 @@
 //!   dependencies and its `clippy.toml`. Start at [`slicegate_core::plan`] and [`slicegate_core::agent`].
 //! * [`api`]: `MIGNode`, `SlicePolicy`, the part of Kueue that is read; the only conversions to and from the core.
 //! * [`controller`]: one task owns the index and decides; watches and finished writes reach it as messages.
-//! * [`agent`]: one task owns what is known of a node; NVML calls run beside it, one at a time on each GPU.
+//! * [`agent`]: one task owns what is known of a node; NVML calls run beside it, one at a time on each GPU. How slices reach
+//!   pods is its `handoff`: a device plugin of the node's kubelet, or a stand-in where there is none.
+//! * `src/kubelet-api`: the kubelet's gRPC interfaces, both ends, so that tests can play the kubelet.
 //! * [`cli`]: `kubectl slices`. [`runtime`]: logs, signals, health, metrics.
 //! * `src/nvml-sim`: a shared library with NVML's C ABI, which every NVML test and the demo run against.
 //!
@@ -27,6 +29,9 @@
 //! * Ready is written only when the claims are durable and the agent reports every slice that they count on as schedulable.
 //! * A claim is dropped only when its workload has lost its right *and* the API server, asked afresh, has no pod of it there.
 //! * An agent has an intent on disk before it asks NVML for an instance; what no intent speaks of is foreign and stays.
+//! * A device that the kubelet sees is a token, not a slice. Which slice it stands for is settled in Allocate, on disk before
+//!   the answer, and holds until kubelet and NVML both show that it is over.
+//! * A slice is reported Idle only once the kubelet counts it, and destroyed only once it no longer does.
 //! * Nothing is remembered that cannot be found out again: crash anything, and the next decision is the same.
 
 pub mod agent;

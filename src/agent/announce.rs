@@ -64,7 +64,7 @@ fn changes(before: &[Condition], after: &[Condition]) -> Vec<Event> {
 
 /// The reason of a condition with which all is well.
 fn good(type_: &str) -> &str {
-    if type_ == "Ready" { "Ready" } else { "None" }
+    if type_ == "Ready" { "Ready" } else { "NoConflict" }
 }
 
 #[cfg(test)]
@@ -89,13 +89,13 @@ mod tests {
 
     #[test]
     fn a_new_reason_is_told_once() {
-        let good = [condition("Ready", "True", "Ready"), condition("Conflict", "False", "None")];
+        let good = [condition("Ready", "True", "Ready"), condition("Conflict", "False", "NoConflict")];
         let bad = [condition("Ready", "False", "NoGPU"), condition("Conflict", "True", "MIGManager")];
         let both = |a: &str, b: &str, warning| vec![(a.to_owned(), warning), (b.to_owned(), warning)];
         assert_eq!(told(&[], &good), []);
         assert_eq!(told(&[], &bad), both("NoGPU", "MIGManager", true));
         assert_eq!(told(&good, &bad), both("NoGPU", "MIGManager", true));
         assert_eq!(told(&bad, &bad), []);
-        assert_eq!(told(&bad, &good), both("Ready", "None", false));
+        assert_eq!(told(&bad, &good), both("Ready", "NoConflict", false));
     }
 }

@@ -32,6 +32,9 @@ struct Content {
     #[serde(rename = "bootID")]
     boot_id: String,
     instances: Vec<Entry>,
+    /// Whether more may be ours, and more be bound, than is noted here.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    incomplete: bool,
     /// By device id.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     bindings: BTreeMap<String, BindingEntry>,
@@ -102,15 +105,16 @@ const VERSION: u32 = 1;
 pub struct Journal {
     path: PathBuf,
     content: Content,
-    /// Whether there was no journal that could be read: whose the instances are must be found out otherwise.
+    /// Whether there was no journal that could be read, and since then nobody has said [`Journal::complete`]: whose the
+    /// instances are, and who has them, must be found out otherwise.
     pub is_new: bool,
     /// What was wrong with the file at start, for people; its entries are lost.
     pub damage: Option<String>,
 }
 
 impl Journal {
-    /// Opens the journal in `folder`. Entries of another boot are dropped. A file that cannot be read is put aside: its
-    /// instances count as foreign from now on.
+    /// Opens the journal in `folder`. Entries of another boot are dropped. A file that cannot be read is put aside:
+    /// whose the instances are must be found out otherwise.
     pub fn open(folder: &Path, boot_id: &str) -> Result<Self, JournalError> {
         let path = folder.join("journal.json");
         let fail = |source| JournalError { path: path.clone(), source };
@@ -135,13 +139,15 @@ impl Journal {
             let aside = aside(&path);
             fs::rename(&path, &aside).map_err(fail)?;
             damage = Some(format!(
-                "The node journal could not be read ({reason}) and was put aside as {}; the MIG instances that exist count \
-                 as foreign. Destroy them with nvidia-smi mig -dci and -dgi to get their room back.",
+                "The node journal could not be read ({reason}) and was put aside as {}; MIG instances that the MIGNode did not \
+                 show as Slicegate's count as foreign. Destroy those that are left over with nvidia-smi mig -dci and -dgi to \
+                 get their room back.",
                 aside.display()
             ));
         }
-        let is_new = content.is_none();
+        let is_new = content.as_ref().is_none_or(|content| content.incomplete);
         let mut content = content.unwrap_or_default();
+        content.incomplete = is_new;
         if content.boot_id != boot_id {
             content.instances.clear();
         }
@@ -150,6 +156,14 @@ impl Journal {
         let journal = Self { path: path.clone(), content, is_new, damage };
         journal.write(true)?;
         Ok(journal)
+    }
+
+    /// Notes that everything has been found out. Durable when it returns.
+    pub fn complete(&mut self) -> Result<(), JournalError> {
+        self.content.incomplete = false;
+        let written = self.write(true);
+        (self.is_new, self.content.incomplete) = (written.is_err(), written.is_err());
+        written
     }
 
     /// Whether an instance that NVML lists is ours.
@@ -331,6 +345,19 @@ mod tests {
     }
 
     #[test]
+    fn a_journal_is_new_until_everything_has_been_found_out() {
+        let folder = tempfile::tempdir().unwrap();
+        let open = || Journal::open(folder.path(), "boot-1").unwrap();
+        assert!(open().is_new);
+        assert!(open().is_new, "the agent died before it had found out who has what");
+        let mut journal = open();
+        journal.complete().unwrap();
+        assert!(!journal.is_new && !open().is_new);
+        fs::write(folder.path().join("journal.json"), "{").unwrap();
+        assert!(open().is_new);
+    }
+
+    #[test]
     fn bindings_outlive_agent_and_reboot() {
         let folder = tempfile::tempdir().unwrap();
         Journal::open(folder.path(), "boot-1").unwrap().bind(&one_binding(), true).unwrap();
@@ -373,7 +400,7 @@ mod tests {
         assert!(journal.is_new);
         journal.adopt(&gpu, &slice(3), 9).unwrap();
         let journal = Journal::open(folder.path(), "boot-1").unwrap();
-        assert!(!journal.is_new && journal.is_ours(&gpu, &slice(3), 9) && journal.is_used(&gpu, &slice(3)));
+        assert!(journal.is_ours(&gpu, &slice(3), 9) && journal.is_used(&gpu, &slice(3)));
     }
 
     #[test]

@@ -12,6 +12,7 @@ mod gpus;
 mod handoff;
 pub mod journal;
 mod metrics;
+mod mig_mode;
 mod node_status;
 pub mod nvml;
 mod report;
@@ -43,6 +44,7 @@ use handoff::kubelet::book::SharedBook;
 use handoff::kubelet::{Folders, Kubelet};
 use handoff::stand_in::{self, StandIn};
 pub use metrics::Metrics;
+use mig_mode::MigModes;
 use nvml::{Driver, Events, OpenError};
 use state::{Agent, Means, Message};
 
@@ -77,6 +79,10 @@ pub struct Args {
     /// Seconds between full looks at the GPUs and the Node, for what changed without a word.
     #[arg(long, default_value_t = 30, value_name = "SECONDS")]
     pub rescan_seconds: u64,
+    /// Turn MIG mode on where it is off, on GPUs on which no process computes, as long as the node offers no whole GPUs and no
+    /// pod has one. Some models are reset for it.
+    #[arg(long)]
+    pub enable_mig_mode: bool,
     /// The boot that MIG instances belong to, where the kernel's id is not to be used.
     #[arg(long, hide = true)]
     pub boot_id: Option<String>,
@@ -84,6 +90,16 @@ pub struct Args {
     /// update, up to ten seconds later. Off for measuring the difference.
     #[arg(long, hide = true, default_value_t = true, action = clap::ArgAction::Set)]
     pub early_patch: bool,
+}
+
+impl Args {
+    /// Where the kubelet is.
+    fn folders(&self) -> Folders {
+        Folders {
+            device_plugins: self.kubelet_dir.join("device-plugins"),
+            pod_resources: self.kubelet_dir.join("pod-resources/kubelet.sock"),
+        }
+    }
 }
 
 /// How slices reach pods.
@@ -155,6 +171,7 @@ pub async fn run(
     };
     let mig_nodes: Api<MIGNode> = Api::all(clients.calls.clone());
     ensure(&mig_nodes, &name).await?;
+    let mut announcer = Announcer::new(clients.calls.clone(), &name);
     let journal = journal::Journal::open(&args.state_dir, &boot_id)?;
     if let Some(damage) = &journal.damage {
         warn!("{damage}");
@@ -164,7 +181,7 @@ pub async fn run(
     let driver = match opened {
         Ok(Ok(driver)) => Arc::new(driver),
         Ok(Err(error)) => {
-            report_unavailable(&mig_nodes, &name, &error).await;
+            report_unavailable(&mig_nodes, &name, &mut announcer, &error).await;
             return Err(error.into());
         }
         Err(_) => return Err(Error::Ended("NVML's loader")),
@@ -187,24 +204,20 @@ pub async fn run(
             Handoff::StandIn(StandIn::default())
         }
         KubeletMode::DevicePlugin => {
-            let folders = Folders {
-                device_plugins: args.kubelet_dir.join("device-plugins"),
-                pod_resources: args.kubelet_dir.join("pod-resources/kubelet.sock"),
-            };
-            let strategy = args.cdi.device_list_strategy;
+            let (folders, strategy) = (args.folders(), args.cdi.device_list_strategy);
             let kubelet = Kubelet::new(folders, strategy, book.clone(), driver.clone(), messages.clone())?;
             Handoff::Kubelet(Box::new(kubelet))
         }
     };
-    let cdi = (args.kubelet == KubeletMode::DevicePlugin).then(|| cdi::CdiDir::new(&args.cdi));
+    let has_kubelet = args.kubelet == KubeletMode::DevicePlugin;
+    let cdi = has_kubelet.then(|| cdi::CdiDir::new(&args.cdi));
+    let plugins = has_kubelet.then(|| args.folders().device_plugins);
     let _events = follow_events(&driver, &messages);
     let rescan = Duration::from_secs(args.rescan_seconds.max(1));
-    let plugins =
-        (args.kubelet == KubeletMode::DevicePlugin).then(|| args.kubelet_dir.join("device-plugins"));
-    let announcer = Announcer::new(clients.calls.clone(), &name);
+    let modes = args.enable_mig_mode.then(MigModes::default);
     let means =
         Means { name, boot_id, driver, node_status, mig_nodes, metrics, messages, cdi, plugins, announcer };
-    let mut agent = Agent::new(means, book, handoff);
+    let mut agent = Agent::new(means, book, handoff, modes);
     agent.begin_scan();
     let mut next_scan = Instant::now() + rescan;
     let mut recheck: Option<Instant> = None;
@@ -271,9 +284,17 @@ async fn ensure(api: &Api<MIGNode>, name: &str) -> Result<(), Error> {
 }
 
 /// Says in the MIGNode why there are no GPUs, so that it is not only in a log.
-async fn report_unavailable(api: &Api<MIGNode>, name: &str, error: &impl std::fmt::Display) {
+async fn report_unavailable(
+    api: &Api<MIGNode>,
+    name: &str,
+    announcer: &mut Announcer,
+    error: &impl std::fmt::Display,
+) {
     let before = match api.get(name).await {
-        Ok(object) => object.status.unwrap_or_default(),
+        Ok(object) => {
+            announcer.set_uid(object.metadata.uid);
+            object.status.unwrap_or_default()
+        }
         // Not known, and so not to be written over.
         Err(error) => return warn!(%error, "cannot report that NVML is unavailable"),
     };
@@ -281,6 +302,7 @@ async fn report_unavailable(api: &Api<MIGNode>, name: &str, error: &impl std::fm
     if let Err(error) = write_status(api, name, &status).await {
         warn!(%error, "cannot report that NVML is unavailable");
     }
+    announcer.announce(&before.conditions, &status.conditions).await;
 }
 
 async fn write_status(api: &Api<MIGNode>, name: &str, status: &MIGNodeStatus) -> kube::Result<MIGNode> {

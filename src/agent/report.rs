@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use slicegate_core::agent::{Holder, Report};
 use slicegate_core::geometry::Model;
+use slicegate_core::id::GpuUuid;
 use slicegate_core::node::SliceState;
 use slicegate_core::time::Timestamp;
 
@@ -23,6 +24,8 @@ pub struct Facts<'a> {
     pub gpus: &'a [GpuInfo],
     /// What is wrong with GPUs that do not answer, by UUID.
     pub unhealthy: &'a BTreeMap<String, String>,
+    /// What came of asking for MIG mode, by GPU, where it is not on.
+    pub mig_modes: &'a BTreeMap<GpuUuid, String>,
     /// What is wrong beyond single GPUs.
     pub problems: &'a [String],
     /// What happened to the journal, if something did.
@@ -95,7 +98,7 @@ pub fn status(now: Timestamp, facts: &Facts<'_>, before: &MIGNodeStatus) -> MIGN
 
 fn conflict(conflicts: &[Conflict]) -> Verdict {
     match conflicts.first() {
-        None => ("False", "None", "Nobody else has a hand in the node's GPUs.".to_owned()),
+        None => ("False", "NoConflict", "Nobody else has a hand in the node's GPUs.".to_owned()),
         Some(first) => {
             let all: Vec<&str> = conflicts.iter().map(|conflict| conflict.message.as_str()).collect();
             ("True", first.reason, all.join(" "))
@@ -187,15 +190,7 @@ fn replace(status: &mut MIGNodeStatus, condition: Condition) {
 type Verdict = (&'static str, &'static str, String);
 
 fn verdict(facts: &Facts<'_>) -> Verdict {
-    let off: Vec<String> =
-        facts.gpus.iter().filter(|g| g.mig_mode == MigMode::Disabled).map(|g| g.index.to_string()).collect();
-    let how_to_enable = || {
-        format!(
-            "MIG mode is off on GPU {}: drain it and run nvidia-smi -i {} -mig 1 on the node.",
-            off.join(", "),
-            off.join(",")
-        )
-    };
+    let without_mig = without_mig(facts);
     let usable = facts
         .gpus
         .iter()
@@ -205,10 +200,13 @@ fn verdict(facts: &Facts<'_>) -> Verdict {
         return ("False", "NoGPU", "NVML lists no GPU on this node.".to_owned());
     }
     if usable == 0 {
-        let message = match (facts.problems.first(), off.is_empty()) {
-            (Some(problem), _) => problem.clone(),
-            (None, false) => how_to_enable(),
-            (None, true) => "No GPU of this node can be partitioned.".to_owned(),
+        let can_be = |gpu: &GpuInfo| gpu.mig_mode != MigMode::NotSupported;
+        let problem = facts.problems.first().or_else(|| facts.unhealthy.values().next()).cloned();
+        let message = match (problem.or(without_mig), facts.gpus.iter().any(can_be)) {
+            (Some(message), true) => message,
+            _ => "No GPU of this node supports MIG, so Slicegate has nothing to do here; label the node \
+                  slicegate.dev/agent=paused to take its agent off it."
+                .to_owned(),
         };
         return ("False", "NoUsableGPU", message);
     }
@@ -221,11 +219,38 @@ fn verdict(facts: &Facts<'_>) -> Verdict {
     if let Some(problem) = facts.problems.first().or_else(|| facts.unhealthy.values().next()) {
         return ("True", "SomeGPUsUnusable", problem.clone());
     }
-    if !off.is_empty() {
-        return ("True", "SomeGPUsUnusable", how_to_enable());
+    if let Some(message) = without_mig {
+        return ("True", "SomeGPUsUnusable", message);
     }
     let notice = facts.notice.as_ref().map(|notice| format!(" {notice}")).unwrap_or_default();
     ("True", "Ready", format!("Slices can be made on every GPU.{notice}"))
+}
+
+/// Which GPUs no slices can be made on for want of MIG mode, and what to do.
+fn without_mig(facts: &Facts<'_>) -> Option<String> {
+    let of_mode = |mode| facts.gpus.iter().filter(move |gpu| gpu.mig_mode == mode);
+    let list = |gpus: Vec<&GpuInfo>, between: &str| {
+        gpus.iter().map(|gpu| gpu.index.to_string()).collect::<Vec<_>>().join(between)
+    };
+    let off: Vec<&GpuInfo> =
+        of_mode(MigMode::Disabled).filter(|gpu| !facts.mig_modes.contains_key(&gpu.uuid)).collect();
+    let unsupported: Vec<&GpuInfo> = of_mode(MigMode::NotSupported).collect();
+    let mut told: Vec<String> = facts.mig_modes.values().cloned().collect();
+    if !off.is_empty() {
+        told.push(format!(
+            "MIG mode is off on GPU {}: drain it and run nvidia-smi -i {} -mig 1 on the node.",
+            list(off.clone(), ", "),
+            list(off, ",")
+        ));
+    }
+    if !unsupported.is_empty() {
+        told.push(format!(
+            "GPU {} cannot be partitioned, since it does not support MIG: Slicegate leaves it alone and makes slices on the \
+             node's other GPUs. Do not count it in a queue's quota.",
+            list(unsupported, ", ")
+        ));
+    }
+    (!told.is_empty()).then(|| told.join(" "))
 }
 
 /// The status of a node whose agent ends in good order: what is there stays.

@@ -23,6 +23,7 @@ use super::handoff::kubelet::book::SharedBook;
 use super::handoff::kubelet::{Registration, ResourcesError, Seen, WHOLE_GPU};
 use super::handoff::stand_in::Holders;
 use super::handoff::{Handoff, Open, Shown};
+use super::mig_mode::{MigModes, Outcome};
 use super::node_status::NodeStatus;
 use super::nvml::{Driver, Event, EventKind, Found};
 use super::report::{self, Facts};
@@ -51,6 +52,10 @@ pub enum Message {
     Allocated,
     /// The plugins are registered with the kubelet, or why not.
     Registration(Registration),
+    /// Another plugin has come to the kubelet's folder.
+    Plugins,
+    /// A GPU was asked for MIG mode, by its index.
+    MigMode(GpuUuid, u32, Outcome),
     /// A look at the kubelet ended.
     Kubelet(Box<Result<Seen, ResourcesError>>),
 }
@@ -85,6 +90,8 @@ pub struct Agent {
     book: SharedBook,
     handoff: Handoff,
     gpus: Gpus,
+    /// The GPUs whose MIG mode is to be turned on, if that is the agent's to do.
+    mig_modes: Option<MigModes>,
     wanted: Option<BTreeMap<GpuUuid, Vec<Slice>>>,
     /// Whether slices are made anew after each pod.
     remake_after_use: bool,
@@ -110,12 +117,13 @@ pub struct Agent {
 
 impl Agent {
     /// An agent that has seen nothing yet.
-    pub fn new(means: Means, book: SharedBook, handoff: Handoff) -> Self {
+    pub fn new(means: Means, book: SharedBook, handoff: Handoff, mig_modes: Option<MigModes>) -> Self {
         Self {
             means,
             book,
             handoff,
             gpus: Gpus::default(),
+            mig_modes,
             wanted: None,
             remake_after_use: false,
             controller_version: None,
@@ -166,7 +174,8 @@ impl Agent {
                 if let (Err(error), false) = (&scan.gpus, self.gpus.scanned) {
                     // Nothing is known yet: a status of nothing would forget who holds what.
                     warn!(%error, "NVML does not list the GPUs");
-                    report_unavailable(&self.means.mig_nodes, &self.means.name, error).await;
+                    let Means { mig_nodes, name, announcer, .. } = &mut self.means;
+                    report_unavailable(mig_nodes, name, announcer, error).await;
                     return;
                 }
                 // What stands in the folder of CDI specifications may have been changed, too.
@@ -202,6 +211,13 @@ impl Agent {
                 if let Handoff::Kubelet(kubelet) = &mut self.handoff {
                     kubelet.take_in_registration(registration);
                 }
+            }
+            Message::Plugins => self.begin_scan(),
+            Message::MigMode(gpu, index, outcome) => {
+                if let Some(modes) = &mut self.mig_modes {
+                    modes.take_in(&gpu, index, &outcome);
+                }
+                self.begin_scan();
             }
             Message::Kubelet(look) => self.take_in_kubelet(*look),
         }
@@ -320,12 +336,15 @@ impl Agent {
         let serves = servable(&wanted, self.gpus.views());
         self.note_offers(&serves, &shown, matches!(advertised, Ok(true)));
         self.act(moment, &wanted);
+        self.ask_for_mig_mode();
         self.register(&wanted);
 
         let step = agent_step(moment, &wanted, self.gpus.views(), &self.reports);
         let settled = serves.iter().all(|place| shown.settled.contains(&place.slice.profile));
         let kubelet_due = match &mut self.handoff {
-            Handoff::Kubelet(kubelet) => kubelet.look(settled && shown.settled.len() == shown.capacity.len()),
+            // Another plugin may take our place at any time.
+            Handoff::Kubelet(kubelet) => kubelet
+                .look(settled && shown.settled.len() == shown.capacity.len() && self.plugins.is_empty()),
             Handoff::StandIn(_) => None,
         };
         if let Err(error) = advertised {
@@ -369,6 +388,13 @@ impl Agent {
             // What an agent reported with its MIG device's UUID, it had made.
             if journal.is_new && !uuids.is_empty() {
                 self.gpus.adopt(&uuids, journal);
+            }
+            // With a kubelet, who has what is still to be found out.
+            if journal.is_new
+                && matches!(self.handoff, Handoff::StandIn(_))
+                && let Err(error) = journal.complete()
+            {
+                warn!(%error, "journal");
             }
         }
         if let Handoff::StandIn(stand_in) = &mut self.handoff {
@@ -423,10 +449,12 @@ impl Agent {
         }
         // What pods have and was offered before stays: its specification was written once.
         let obstacle = self.obstacle.clone().unwrap_or_default();
+        let handoff = &self.handoff;
         self.gpus.annotate(|place, instance| {
             let offered = instance.holder.is_some() || instance.offer == Offer::Shown;
             let ready = offered || cdi.is_ready(&place.gpu, &place.slice);
-            instance.obstacle = (!ready && instance.compute.is_some()).then(|| obstacle.clone());
+            let undescribed = (!ready && instance.compute.is_some()).then(|| obstacle.clone());
+            instance.obstacle = undescribed.or_else(|| handoff.obstacle(place));
         });
     }
 
@@ -516,6 +544,36 @@ impl Agent {
         });
     }
 
+    /// Asks for MIG mode where it is off, if that is the agent's to do and nobody uses whole GPUs.
+    fn ask_for_mig_mode(&mut self) {
+        let obstacle = match &self.handoff {
+            // Who has whole GPUs is not known yet.
+            Handoff::Kubelet(kubelet) if kubelet.seen().is_none() => return,
+            _ => self.whole_gpu_use(),
+        };
+        let Some(modes) = &mut self.mig_modes else { return };
+        for (gpu, index) in modes.due(self.gpus.list(), obstacle.as_deref()) {
+            let (driver, messages) = (self.means.driver.clone(), self.means.messages.clone());
+            tokio::spawn(async move {
+                let asked = spawn_blocking(move || Outcome::of_asking(&driver, index)).await;
+                if let Ok(outcome) = asked {
+                    // Nobody listens any more only when the agent ends.
+                    let _ = messages.send(Message::MigMode(gpu, index, outcome)).await;
+                }
+            });
+        }
+    }
+
+    /// Who has or could get whole GPUs of the node.
+    fn whole_gpu_use(&self) -> Option<String> {
+        let signs = self.signs();
+        match (signs.whole_gpu_pods.first(), signs.whole_gpus) {
+            (Some(pod), _) => Some(format!("pod {pod} has a whole GPU (nvidia.com/gpu) of this node")),
+            (None, 0) => None,
+            (None, count) => Some(format!("the node offers {count} whole GPUs (nvidia.com/gpu)")),
+        }
+    }
+
     /// Registers with the kubelet once everything that is wanted has been made or has failed: after a reboot pods would
     /// otherwise be admitted, or refused, before their slices are there again.
     fn register(&mut self, wanted: &BTreeMap<GpuUuid, Vec<Slice>>) {
@@ -560,9 +618,11 @@ impl Agent {
         problems.extend(self.obstacle.clone());
         let unhealthy = self.gpus.unhealthy();
         let conflicts = conflicts(&self.signs());
+        let mig_modes = self.mig_modes.as_ref().map(MigModes::notes).unwrap_or_default();
         let facts = Facts {
             gpus: self.gpus.list(),
             unhealthy: &unhealthy,
+            mig_modes: &mig_modes,
             problems: &problems,
             damage: damage.as_deref(),
             kubelet: self.handoff.trouble(),

@@ -5,6 +5,7 @@
 mod bad_input;
 mod checker;
 mod identities;
+mod install;
 mod life;
 mod sixty_jobs;
 mod support;

@@ -3,7 +3,7 @@
 use std::fmt::Debug;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{Event, Pod};
 use kube::api::{ListParams, PostParams};
@@ -12,6 +12,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use slicegate::api::{MIGNode, kueue};
 use slicegate_rig::operator::{GpuNode, Operator};
+use slicegate_rig::wait::{self, Found};
 use slicegate_rig::{Options, Rig};
 
 /// Far longer than anything takes; only a failing test waits so long.
@@ -133,54 +134,14 @@ impl World {
     pub async fn until<T: Found, F: Future<Output = Result<T>>>(
         &self,
         what: &str,
-        mut condition: impl FnMut() -> F,
+        condition: impl FnMut() -> F,
     ) -> Result<T::Value> {
-        let deadline = tokio::time::Instant::now() + PATIENCE;
-        loop {
-            let outcome = condition().await;
-            match outcome {
-                Ok(value) => {
-                    if let Some(found) = value.found() {
-                        return Ok(found);
-                    }
-                    if tokio::time::Instant::now() > deadline {
-                        bail!(
-                            "waited in vain until {what}; logs in {}",
-                            self.rig.dir().join("logs").display()
-                        );
-                    }
-                }
-                Err(error) if tokio::time::Instant::now() > deadline => {
-                    return Err(error).with_context(|| format!("waited in vain until {what}"));
-                }
-                Err(_) => {}
-            }
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
+        let logs = || format!("logs in {}", self.rig.dir().join("logs").display());
+        wait::until(PATIENCE, what, condition).await.with_context(logs)
     }
 
     pub async fn pods(&self, namespace: &str) -> Result<Vec<Pod>> {
         self.list(namespace).await
-    }
-}
-
-/// What a condition can answer: yes or no, or the value that was waited for.
-pub trait Found {
-    type Value;
-    fn found(self) -> Option<Self::Value>;
-}
-
-impl Found for bool {
-    type Value = ();
-    fn found(self) -> Option<()> {
-        self.then_some(())
-    }
-}
-
-impl<T> Found for Option<T> {
-    type Value = T;
-    fn found(self) -> Self {
-        self
     }
 }
 

@@ -13,12 +13,12 @@ use slicegate_core::id::GpuUuid;
 
 use crate::simulator::{self, library};
 
-/// Runs `body` in a process whose simulator has this configuration. Returns what that process wrote to stderr, in this one.
+/// [`simulator::scenario`] for a test of this file.
 fn scenario(test: &str, config: impl FnOnce(&Path) -> Config, body: impl FnOnce(&Path)) -> Option<String> {
     simulator::scenario(&format!("agent::{test}"), config, body)
 }
 
-fn a100(folder: &Path) -> Config {
+pub fn a100(folder: &Path) -> Config {
     Config::new(folder.join("gpus"), "A100-80GB", 1)
 }
 

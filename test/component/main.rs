@@ -1,9 +1,11 @@
-//! The agent against the NVML ABI; a kubelet to play against; generated files, manifests and the repository's own rules.
+//! The agent against the NVML ABI, and between kubelet and API server; both to play against; generated files, manifests and the repository's own rules.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
 
 mod agent;
+mod api_server;
 mod crds;
+mod handoff;
 mod health;
 mod image;
 mod kubelet;

@@ -10,7 +10,7 @@ use k8s_openapi::api::admissionregistration::v1::{
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{Namespace, Pod, PodSpec, ServiceAccount};
-use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding};
+use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, Role, RoleBinding};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -116,6 +116,8 @@ fn no_manifest_has_a_field_that_its_type_does_not_know() {
                 "ResourceFlavor" => as_read::<kueue::ResourceFlavor>(&document),
                 "Namespace" => as_read::<Namespace>(&document),
                 "ServiceAccount" => as_read::<ServiceAccount>(&document),
+                "Role" => as_read::<Role>(&document),
+                "RoleBinding" => as_read::<RoleBinding>(&document),
                 "ClusterRole" => as_read::<ClusterRole>(&document),
                 "ClusterRoleBinding" => as_read::<ClusterRoleBinding>(&document),
                 "Deployment" => as_read::<Deployment>(&document),

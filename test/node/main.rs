@@ -3,5 +3,9 @@
 
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking, in its helpers too")]
 
+mod conflicts;
 mod containers;
+mod lifecycle;
+mod plugin;
+mod security;
 mod support;

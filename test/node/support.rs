@@ -7,14 +7,18 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{Event, Node, Pod};
-use kube::api::{DeleteParams, ListParams, PostParams};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::{Api, Client, ResourceExt};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
-use slicegate::api::MIGNode;
+use slicegate::api::kueue::Workload;
 use slicegate::api::mig_node::{SliceState, SliceStatus};
+use slicegate::api::{MIGNode, SlicePolicy};
 use slicegate_rig::real_operator::{Gpus, RealOperator, a100_node};
 use slicegate_rig::{Options, Rig};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 
 /// Far longer than anything takes; only a failing test waits so long.
 const PATIENCE: Duration = Duration::from_secs(90);
@@ -31,12 +35,17 @@ pub struct World<'rig> {
 
 /// Runs a test in a namespace of its own with a LocalQueue `mig`, and removes what it has left there.
 pub fn on_the_node<T: AsyncFnOnce(&World<'_>, &str) -> Result<()>>(name: &str, test: T) {
+    on_a_node_with(Gpus::a100(2), name, test);
+}
+
+/// The same with other GPUs.
+pub fn on_a_node_with<T: AsyncFnOnce(&World<'_>, &str) -> Result<()>>(gpus: Gpus, name: &str, test: T) {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     runtime.block_on(async {
         let rig = Rig::up(Options::temporary().unwrap()).await.unwrap();
         let outcome = async {
             let node = rig.add_real_node(a100_node(NODE)).await?;
-            let real = RealOperator::install(&rig, node, Gpus::a100(2)).await?;
+            let real = RealOperator::install(&rig, node, gpus).await?;
             let world = World { client: rig.client().await?, real };
             world.real.add_emulated(EMULATED).await?;
             world.namespace(name, &[]).await?;
@@ -94,10 +103,35 @@ impl World<'_> {
             .await?)
     }
 
+    /// The MIGNode of the real node.
+    pub async fn mig_node(&self) -> Result<MIGNode> {
+        Ok(Api::all(self.client.clone()).get(NODE).await?)
+    }
+
     /// The slices of the real node.
     pub async fn slices(&self) -> Result<Vec<SliceStatus>> {
-        let node: MIGNode = Api::all(self.client.clone()).get(NODE).await?;
-        Ok(node.status.map(|status| status.slices).unwrap_or_default())
+        Ok(self.mig_node().await?.status.map(|status| status.slices).unwrap_or_default())
+    }
+
+    /// A condition of the real node's MIGNode.
+    pub async fn condition(&self, type_: &str) -> Result<Option<Condition>> {
+        let status = self.mig_node().await?.status.unwrap_or_default();
+        Ok(status.conditions.into_iter().find(|condition| condition.type_ == type_))
+    }
+
+    /// What the AdmissionCheck says of a Job's workload.
+    pub async fn check_message(&self, namespace: &str, owner: &str) -> Result<Option<String>> {
+        let workloads = self.list::<Workload>(namespace).await?;
+        let of_owner = |w: &Workload| w.owner_references().iter().any(|reference| reference.name == owner);
+        let checks = workloads.into_iter().find(of_owner).and_then(|w| w.status).map(|s| s.admission_checks);
+        Ok(checks.into_iter().flatten().find(|check| check.name == "slicegate").map(|check| check.message))
+    }
+
+    /// Changes the SlicePolicy of the AdmissionCheck.
+    pub async fn slice_policy(&self, spec: &Value) -> Result<()> {
+        let policies: Api<SlicePolicy> = Api::all(self.client.clone());
+        policies.patch("default", &PatchParams::default(), &Patch::Merge(json!({"spec": spec}))).await?;
+        Ok(())
     }
 
     /// What the real Node shows of a resource: capacity and allocatable.
@@ -135,11 +169,15 @@ impl World<'_> {
         is_it: impl Fn(&str) -> bool,
     ) -> Result<String> {
         self.until(&format!("{pod} says something"), || async {
-            let log = self.real.node.logs(namespace, pod, container)?;
-            let mut lines = log.lines().filter_map(|line| line.splitn(4, ' ').nth(3));
-            Ok(lines.find(|line| is_it(line)).map(str::to_owned))
+            Ok(self.lines(namespace, pod, container)?.into_iter().find(|line| is_it(line)))
         })
         .await
+    }
+
+    /// What a container has written up to now, in all its runs.
+    pub fn lines(&self, namespace: &str, pod: &str, container: &str) -> Result<Vec<String>> {
+        let log = self.real.node.logs(namespace, pod, container)?;
+        Ok(log.lines().filter_map(|line| line.splitn(4, ' ').nth(3)).map(str::to_owned).collect())
     }
 
     /// Waits until no slice of the real node is held and all pods of the namespace are gone.
@@ -153,6 +191,19 @@ impl World<'_> {
                 && slices.iter().all(|slice| slice.state != SliceState::InUse))
         })
         .await
+    }
+
+    /// The metrics of the pod of a component, `controller` or `agent`, as Prometheus would have them.
+    pub async fn metrics(&self, component: &str) -> Result<String> {
+        let port = if component == "controller" { 8080 } else { 8081 };
+        let selector = format!("app.kubernetes.io/component={component}");
+        let pods = self.api::<Pod>("slicegate-system").list(&ListParams::default().labels(&selector)).await?;
+        let address = pods.items.iter().find_map(|pod| pod.status.as_ref()?.pod_ip.clone());
+        let mut stream = TcpStream::connect((address.context("an address")?, port)).await?;
+        stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: pod\r\nConnection: close\r\n\r\n").await?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await?;
+        Ok(answer)
     }
 
     /// The note of an event about an object, once there is one with that reason.
@@ -246,12 +297,19 @@ pub fn container(name: &str, script: &str, slices: &[(&str, u32)]) -> Value {
 
 /// A Job of one pod in the LocalQueue `mig`.
 pub fn job(namespace: &str, name: &str, containers: &[Value]) -> Value {
+    job_of(namespace, name, &json!({"containers": containers}))
+}
+
+/// The same with all that the pod's spec is to say.
+pub fn job_of(namespace: &str, name: &str, spec: &Value) -> Value {
+    let mut pod = json!({"restartPolicy": "Never", "terminationGracePeriodSeconds": 1});
+    for (key, value) in spec.as_object().into_iter().flatten() {
+        pod[key] = value.clone();
+    }
     json!({
         "apiVersion": "batch/v1",
         "kind": "Job",
         "metadata": {"name": name, "namespace": namespace, "labels": {"kueue.x-k8s.io/queue-name": "mig"}},
-        "spec": {
-            "template": {"spec": {"restartPolicy": "Never", "terminationGracePeriodSeconds": 1, "containers": containers}},
-        },
+        "spec": {"template": {"spec": pod}},
     })
 }

@@ -49,6 +49,7 @@ pub mod real_operator;
 mod repo;
 mod rig;
 mod state;
+pub mod wait;
 
 pub use image::Image;
 pub use nodes::NodeSpec;

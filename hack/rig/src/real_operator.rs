@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
@@ -17,6 +17,7 @@ use crate::image::Image;
 use crate::operator::{GpuNode, Operator};
 use crate::real_node::{RealNode, RealNodeSpec};
 use crate::rig::Rig;
+use crate::wait::{self, Found};
 
 const NAMESPACE: &str = "slicegate-system";
 const AGENT: &str = "slicegate-agent";
@@ -25,7 +26,6 @@ const SIMULATOR: &str = "/var/lib/slicegate/sim";
 /// Its file with the boot id.
 const BOOT_ID: &str = "proc/sys/kernel/random/boot_id";
 const LIMIT: Duration = Duration::from_secs(90);
-const POLL: Duration = Duration::from_millis(50);
 
 /// The GPUs of a real node.
 #[derive(Debug, Clone)]
@@ -79,8 +79,12 @@ impl<'rig> RealOperator<'rig> {
         fs::copy(operator.nvml(), folder.join("libnvml_sim.so")).context("copy the simulator")?;
         nvml_sim::host::lay_out(&folder, this.gpus.count).context("lay out the simulated host")?;
         this.boot("boot-1")?;
-        rig.apply_kustomize("test/node/install").await?;
-        rig.apply_kustomize("kueue").await?;
+        for folder in install_section(&fs::read_to_string(rig.repo().root().join("README.md"))?)? {
+            // The same, with the simulator in place of the driver's library.
+            let folder = if folder == "config/default" { "test/node/install" } else { &folder };
+            let folder = rig.repo().root().join(folder);
+            rig.kubectl(["apply", "--server-side", "-k", &folder.display().to_string()]).await?;
+        }
         this.until_installed().await?;
         Ok(this)
     }
@@ -109,7 +113,7 @@ impl<'rig> RealOperator<'rig> {
     /// Waits until controller and agent are ready and the node's GPUs are.
     pub async fn until_installed(&self) -> Result<()> {
         let deployments: Api<Deployment> = Api::namespaced(self.rig.client().await?, NAMESPACE);
-        until("the controller is ready", async || {
+        until("the controller is ready", || async {
             let status = deployments.get("slicegate-controller").await?.status.unwrap_or_default();
             Ok(status.ready_replicas == Some(1))
         })
@@ -121,7 +125,7 @@ impl<'rig> RealOperator<'rig> {
     pub async fn until_agent(&self, reason: &str) -> Result<()> {
         let nodes: Api<MIGNode> = Api::all(self.rig.client().await?);
         let name = self.node.name();
-        until(&format!("MIGNode {name} is {reason}"), async || {
+        until(&format!("MIGNode {name} is {reason}"), || async {
             let status = nodes.get(name).await?.status.unwrap_or_default();
             Ok(status.conditions.iter().any(|c| c.type_ == "Ready" && c.reason == reason))
         })
@@ -168,7 +172,7 @@ impl<'rig> RealOperator<'rig> {
         let of_agent = ListParams::default()
             .labels("app.kubernetes.io/component=agent")
             .fields(&format!("spec.nodeName={}", self.node.name()));
-        until("the agent's pod is ready", async || {
+        until("the agent's pod is ready", || async {
             let found = pods.list(&of_agent).await?.items;
             let [pod] = found.as_slice() else { return Ok(None) };
             let conditions = pod.status.iter().flat_map(|s| s.conditions.iter().flatten());
@@ -179,19 +183,40 @@ impl<'rig> RealOperator<'rig> {
         .await
     }
 
-    /// Deletes the agent's pod and waits for the next one. `grace`: seconds; 0 kills it.
+    /// Deletes the agent's pod and waits for the next one to be ready to make slices. `grace`: seconds; 0 kills it.
     pub async fn restart_agent(&self, grace: u32) -> Result<()> {
+        self.replace_agent(grace).await?;
+        self.until_agent("Ready").await
+    }
+
+    /// The same, whatever the next one finds.
+    pub async fn replace_agent(&self, grace: u32) -> Result<()> {
         let pods: Api<Pod> = Api::namespaced(self.rig.client().await?, NAMESPACE);
         let name = self.agent_pod().await?;
         pods.delete(&name, &DeleteParams { grace_period_seconds: Some(grace), ..DeleteParams::default() })
             .await?;
-        until("the agent's pod is gone", async || Ok(pods.get_opt(&name).await?.is_none())).await?;
-        self.agent_pod().await?;
+        until("the agent's pod is gone", || async { Ok(pods.get_opt(&name).await?.is_none()) }).await?;
+        self.agent_pod().await.map(drop)
+    }
+
+    /// Changes the simulator's configuration for agents that start from now on, until the next [`Self::boot`].
+    pub fn reconfigure(&self, change: impl FnOnce(&mut Value)) -> Result<()> {
+        let file = self.simulator()?.join("config.json");
+        let text = fs::read_to_string(&file).with_context(|| format!("read {}", file.display()))?;
+        let mut config = serde_json::from_str(&text).with_context(|| format!("read {}", file.display()))?;
+        change(&mut config);
+        replace(&file, &config.to_string())
+    }
+
+    /// Runs the agent with further arguments from now on, as an administrator who edits the DaemonSet, and waits until it is
+    /// ready to make slices.
+    pub async fn agent_args(&self, more: &[&str]) -> Result<()> {
+        self.roll_agent_out(more).await?;
         self.until_agent("Ready").await
     }
 
-    /// Runs the agent with further arguments from now on, as an administrator who edits the DaemonSet.
-    pub async fn agent_args(&self, more: &[&str]) -> Result<()> {
+    /// The same, whatever the agent finds.
+    pub async fn roll_agent_out(&self, more: &[&str]) -> Result<()> {
         let sets: Api<DaemonSet> = Api::namespaced(self.rig.client().await?, NAMESPACE);
         let mut args = vec![
             "agent",
@@ -205,52 +230,36 @@ impl<'rig> RealOperator<'rig> {
             json!({"spec": {"template": {"spec": {"containers": [{"name": "agent", "args": args}]}}}});
         let set = sets.patch(AGENT, &PatchParams::default(), &Patch::Strategic(patch)).await?;
         let generation = set.metadata.generation;
-        until("the DaemonSet is rolled out", async || {
+        until("the DaemonSet is rolled out", || async {
             let status = sets.get(AGENT).await?.status.unwrap_or_default();
             Ok(status.observed_generation >= generation
                 && status.updated_number_scheduled == Some(status.desired_number_scheduled)
                 && status.number_available == Some(status.desired_number_scheduled))
         })
         .await?;
-        self.agent_pod().await?;
-        self.until_agent("Ready").await
+        self.agent_pod().await.map(drop)
     }
 }
 
-/// What a condition can answer: yes or no, or the value that was waited for.
-trait Found {
-    type Value;
-    fn found(self) -> Option<Self::Value>;
+/// The folders that the README tells users to apply.
+fn install_section(readme: &str) -> Result<Vec<String>> {
+    const COMMAND: &str = "$ kubectl apply --server-side -k ";
+    let section = readme.split("\n## ").find(|section| section.starts_with("Installing on a cluster"));
+    let lines = section.context("README.md has no section about installing")?.lines();
+    let folders = lines.filter_map(|line| line.strip_prefix(COMMAND)?.split_whitespace().next());
+    let folders: Vec<String> = folders.map(str::to_owned).collect();
+    ensure!(
+        folders.iter().any(|folder| folder == "config/default"),
+        "README.md does not install config/default"
+    );
+    Ok(folders)
 }
 
-impl Found for bool {
-    type Value = ();
-    fn found(self) -> Option<()> {
-        self.then_some(())
-    }
-}
-
-impl<T> Found for Option<T> {
-    type Value = T;
-    fn found(self) -> Self {
-        self
-    }
-}
-
-async fn until<T: Found>(what: &str, mut condition: impl AsyncFnMut() -> Result<T>) -> Result<T::Value> {
-    let deadline = Instant::now() + LIMIT;
-    loop {
-        let last = match condition().await {
-            Ok(value) => match value.found() {
-                Some(found) => return Ok(found),
-                None => None,
-            },
-            Err(error) => Some(error),
-        };
-        let tell = || last.as_ref().map(|error| format!(": {error:#}")).unwrap_or_default();
-        ensure!(Instant::now() < deadline, "waited in vain until {what}{}", tell());
-        tokio::time::sleep(POLL).await;
-    }
+async fn until<T: Found, F: Future<Output = Result<T>>>(
+    what: &str,
+    condition: impl FnMut() -> F,
+) -> Result<T::Value> {
+    wait::until(LIMIT, what, condition).await
 }
 
 /// Replaces a file at once, so that nobody reads half of it.

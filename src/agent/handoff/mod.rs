@@ -63,6 +63,14 @@ impl Handoff {
         }
     }
 
+    /// Why a slice cannot be offered though it is whole.
+    pub fn obstacle(&self, place: &Place) -> Option<String> {
+        match self {
+            Self::StandIn(_) => None,
+            Self::Kubelet(kubelet) => kubelet.obstacle(place),
+        }
+    }
+
     /// Offers slices.
     pub fn offer(&mut self, open: Open, capacity: &BTreeMap<ProfileName, u32>) -> Shown {
         match self {

@@ -181,6 +181,11 @@ impl Driver {
         self.device(index)?.minor_number().map_err(|e| wrapped("nvmlDeviceGetMinorNumber", e))
     }
 
+    /// Processes that compute on a GPU, in its instances included.
+    pub fn processes(&self, index: u32) -> Result<Vec<u32>, NvmlError> {
+        Mig::of(&self.nvml, &self.device(index)?).whole_processes()
+    }
+
     /// Asks for MIG mode. That it was taken does not mean that it is on: see [`Activation`].
     pub fn enable_mig_mode(&self, index: u32) -> Result<Activation, NvmlError> {
         let status = self.timed("set_mig_mode", || {

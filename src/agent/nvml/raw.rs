@@ -328,6 +328,11 @@ impl<'nvml> Mig<'nvml> {
         Ok(devices)
     }
 
+    /// Processes that compute on the GPU.
+    pub fn whole_processes(&self) -> Result<Vec<u32>, NvmlError> {
+        self.processes(self.device)
+    }
+
     fn processes(&self, device: sys::nvmlDevice_t) -> Result<Vec<u32>, NvmlError> {
         let mut count: u32 = 64;
         loop {

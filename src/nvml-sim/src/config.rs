@@ -92,6 +92,8 @@ pub enum MigMode {
     Enabled,
     /// Off.
     Disabled,
+    /// There is none: a GPU that cannot be partitioned.
+    Unsupported,
 }
 
 /// Lets calls of a function fail, without any other effect.

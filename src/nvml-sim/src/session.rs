@@ -10,7 +10,7 @@ use std::{
 
 use crate::{
     code::{Code, NvmlResult},
-    config::{Config, ConfigError, GpuGroup},
+    config::{Config, ConfigError, GpuGroup, MigMode},
     events::{Event, EventSet},
     faults,
     handles::{self, Handle},
@@ -40,6 +40,14 @@ pub(crate) struct Card {
 }
 
 impl Card {
+    /// Whether the GPU knows of MIG; every call about it says no otherwise.
+    pub(crate) fn require_support(&self) -> NvmlResult<()> {
+        match self.group.mig_mode {
+            MigMode::Unsupported => Err(Code::NOT_SUPPORTED),
+            MigMode::Enabled | MigMode::Disabled => Ok(()),
+        }
+    }
+
     /// A profile's name as NVML reports it.
     pub(crate) fn profile_name<'a>(&'a self, name: &'a str) -> &'a str {
         self.group.profile_names.get(name).map_or(name, String::as_str)

@@ -195,9 +195,9 @@ impl StateDir {
         let mut state = self.load()?;
         let (index, gpu) = find(&mut state, gpu_uuid).ok_or_else(|| not_found("lose", gpu_uuid))?;
         gpu.lost = true;
-        let event = Event::xid(index, OFF_THE_BUS, None, None);
-        self.save(&state)?;
-        self.post([event])
+        // Before anybody can see that it is lost: waiting ends with the loss once no event is left.
+        self.post([Event::xid(index, OFF_THE_BUS, None, None)])?;
+        self.save(&state)
     }
 
     /// Resets a GPU, as through its bus: what was lost is found again, its instances are gone, and so is the MIG mode from

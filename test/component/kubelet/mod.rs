@@ -32,7 +32,7 @@ use tokio::task::JoinHandle;
 
 pub use self::choice::Choice;
 pub use self::faults::Faults;
-use self::island::Island;
+pub use self::island::Island;
 pub use self::plugin::Plugin;
 pub use self::pod::{Given, Kind, Pod};
 use self::process::Process;
@@ -47,7 +47,7 @@ const POD_RESOURCES: &str = "pod-resources/kubelet.sock";
 const DEADLINE: Duration = Duration::from_secs(20);
 
 /// Waits for what must come.
-async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
+pub async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
     let ended = tokio::time::timeout(DEADLINE, future).await;
     assert!(ended.is_ok(), "waited too long: {what}");
     ended.unwrap()

@@ -169,3 +169,110 @@ impl Book {
         self.journal.bind(&bindings, durable)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use slicegate_core::geometry::Slice;
+
+    use super::*;
+
+    fn place(start: u8) -> Place {
+        let slice = Slice { start, size: 1, profile: "1g.10gb".parse().unwrap() };
+        Place { gpu: "GPU-1".into(), slice }
+    }
+
+    fn token(number: u32) -> Token {
+        Token { profile: "1g.10gb".parse().unwrap(), number }
+    }
+
+    /// A book with these slices open, and its folder.
+    fn book(starts: &[u8]) -> (tempfile::TempDir, SharedBook) {
+        let folder = tempfile::tempdir().unwrap();
+        let book = reopen(&folder, starts);
+        (folder, book)
+    }
+
+    fn reopen(folder: &tempfile::TempDir, starts: &[u8]) -> SharedBook {
+        let book = SharedBook::new(Journal::open(folder.path(), "boot-1").unwrap());
+        {
+            let mut book = book.lock();
+            book.tokens.set_counts(&[("1g.10gb".parse().unwrap(), 7)].into());
+            book.open(starts.iter().map(|start| (place(*start), 0, format!("MIG-{start}"))).collect());
+        }
+        book
+    }
+
+    fn nowhere() -> BTreeSet<Place> {
+        BTreeSet::new()
+    }
+
+    #[test]
+    fn what_was_given_outlives_the_agent() {
+        let (folder, book) = book(&[2, 5]);
+        let granted = book.lock().allocate(&[token(6), token(0)], &nowhere()).unwrap();
+        let given: Vec<_> = granted.iter().map(|g| (g.place.slice.start, g.uuid.as_str())).collect();
+        assert_eq!(given, [(2, "MIG-2"), (5, "MIG-5")]);
+        let again = reopen(&folder, &[2, 5]);
+        let book = again.lock();
+        let bindings: Vec<_> = book
+            .bindings()
+            .map(|(t, p, n)| (t.number, p.slice.start, n.uuid.as_str(), n.confirmed))
+            .collect();
+        assert_eq!(bindings, [(0, 5, "MIG-5", true), (6, 2, "MIG-2", true)]);
+    }
+
+    #[test]
+    fn what_cannot_be_noted_is_not_given() {
+        let (folder, book) = book(&[2]);
+        std::fs::remove_dir_all(folder.path()).unwrap();
+        let mut book = book.lock();
+        let error = book.allocate(&[token(0)], &nowhere()).unwrap_err();
+        assert!(matches!(error, AllocateError::Journal(_)), "{error}");
+        assert_eq!((book.bindings().count(), book.note(&token(0)).is_none()), (0, true));
+        assert_eq!(book.tokens.place(&token(0)), None);
+    }
+
+    #[test]
+    fn a_refusal_leaves_everything_as_it_was() {
+        let (_folder, book) = book(&[2]);
+        let mut book = book.lock();
+        book.allocate(&[token(3)], &nowhere()).unwrap();
+        let error = book.allocate(&[token(0)], &nowhere()).unwrap_err();
+        assert!(matches!(error, AllocateError::Refused(Refusal::NoneFree(_))), "{error}");
+        let bound: Vec<u32> = book.bindings().map(|(token, ..)| token.number).collect();
+        assert_eq!(bound, [3]);
+    }
+
+    #[test]
+    fn a_device_that_is_given_on_has_to_be_looked_for() {
+        let (_folder, book) = book(&[2, 5]);
+        let mut book = book.lock();
+        assert_eq!(book.bound_before(&[token(0)]), []);
+        book.allocate(&[token(0)], &nowhere()).unwrap();
+        assert_eq!(book.bound_before(&[token(0), token(1)]), [(place(2), 0)]);
+        let granted = book.allocate(&[token(0)], &[place(2)].into()).unwrap();
+        assert_eq!(granted[0].place, place(5), "something lives on in the other");
+    }
+
+    #[test]
+    fn a_binding_that_was_found_out_does_not_displace_another() {
+        let (_folder, book) = book(&[2, 5]);
+        let mut book = book.lock();
+        book.allocate(&[token(0)], &nowhere()).unwrap();
+        assert!(!book.restore(&token(1), place(2), "MIG-2".to_owned()));
+        assert!(book.restore(&token(1), place(5), "MIG-5".to_owned()));
+        assert!(book.note(&token(1)).unwrap().confirmed);
+    }
+
+    #[test]
+    fn what_is_given_back_is_forgotten_on_disk_too() {
+        let (folder, book) = book(&[2, 5]);
+        let mut held = book.lock();
+        held.allocate(&[token(0), token(1)], &nowhere()).unwrap();
+        held.release(&[token(0)]);
+        held.write(false).unwrap();
+        let again = reopen(&folder, &[2, 5]);
+        let left: Vec<u32> = again.lock().bindings().map(|(token, ..)| token.number).collect();
+        assert_eq!(left, [1]);
+    }
+}

@@ -74,8 +74,116 @@ impl Questions {
         self.0.insert(token.clone(), Question { stamp: seen.stamp, at: Instant::now(), pause });
     }
 
+    /// Whether something was asked that this look was too early to answer.
+    pub fn wait(&self, seen: &Seen) -> bool {
+        self.0.values().any(|question| question.stamp == seen.stamp)
+    }
+
     /// Forgets the bindings that are no more.
     pub fn retain(&mut self, exists: impl Fn(&Token) -> bool) {
         self.0.retain(|token, _| exists(token));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::time::SystemTime;
+
+    use slicegate_kubelet_api::device_plugin::ContainerAllocateResponse;
+
+    use super::super::resources::Recorded;
+    use super::*;
+
+    fn token() -> Token {
+        "1g.10gb/4".parse().unwrap()
+    }
+
+    /// A binding so many seconds old.
+    fn note(age: u64, confirmed: bool) -> Note {
+        let since = Instant::now().checked_sub(Duration::from_secs(age)).unwrap();
+        Note { since, confirmed, pod: None, uuid: "MIG-1".to_owned(), over: None }
+    }
+
+    /// A look that begins now.
+    fn seen(listed: bool, recorded: bool, writing: u64) -> Seen {
+        let response = Recorded { pod_uid: "uid".to_owned(), response: ContainerAllocateResponse::default() };
+        Seen {
+            begun: Instant::now(),
+            healthy: BTreeMap::new(),
+            strange: BTreeSet::new(),
+            pods: listed.then(|| (token(), "team/one".to_owned())).into_iter().collect(),
+            whole_gpu: BTreeSet::new(),
+            checkpoint: recorded.then(|| (token(), response)).into_iter().collect(),
+            stamp: Some((SystemTime::UNIX_EPOCH, writing)),
+            checkpoint_error: None,
+        }
+    }
+
+    #[test]
+    fn who_is_listed_has_it() {
+        let verdict = Questions::default().judge(&token(), &note(60, true), &seen(true, false, 0));
+        assert_eq!(verdict, Verdict::Has(Some("team/one".to_owned())));
+    }
+
+    #[test]
+    fn a_look_that_is_older_than_the_answer_says_nothing() {
+        let look = seen(false, false, 0);
+        let verdict = Questions::default().judge(&token(), &note(0, true), &look);
+        assert_eq!(verdict, Verdict::Open);
+    }
+
+    #[test]
+    fn who_is_nowhere_has_nothing_once_the_kubelet_has_had_time_to_note_it() {
+        let judge = |age, confirmed| {
+            Questions::default().judge(&token(), &note(age, confirmed), &seen(false, false, 0))
+        };
+        assert_eq!(judge(1, true), Verdict::Over);
+        assert_eq!(judge(1, false), Verdict::Open);
+        assert_eq!(judge(11, false), Verdict::Over);
+    }
+
+    #[test]
+    fn a_checkpoint_that_cannot_be_read_frees_nobody() {
+        let mut look = seen(false, false, 0);
+        look.checkpoint_error = Some("corrupt".to_owned());
+        assert_eq!(Questions::default().judge(&token(), &note(60, true), &look), Verdict::Open);
+    }
+
+    #[test]
+    fn who_is_in_the_checkpoint_alone_has_it_if_the_kubelet_writes_it_again() {
+        let (mut questions, note) = (Questions::default(), note(60, true));
+        assert_eq!(questions.judge(&token(), &note, &seen(false, true, 0)), Verdict::Ask);
+        questions.ask(&token(), &seen(false, true, 0));
+        assert!(questions.wait(&seen(false, true, 0)) && !questions.wait(&seen(false, true, 1)));
+        assert_eq!(
+            questions.judge(&token(), &note, &seen(false, true, 0)),
+            Verdict::Open,
+            "not written again yet"
+        );
+        assert_eq!(questions.judge(&token(), &note, &seen(false, true, 1)), Verdict::Has(None));
+        assert_eq!(questions.judge(&token(), &note, &seen(false, false, 2)), Verdict::Over);
+        assert_eq!(
+            questions.judge(&token(), &note, &seen(false, true, 2)),
+            Verdict::Ask,
+            "that question has been answered"
+        );
+    }
+
+    #[test]
+    fn the_kubelet_is_asked_again_after_longer_and_longer_pauses() {
+        let mut questions = Questions::default();
+        let mut pauses = Vec::new();
+        for writing in 0..6 {
+            questions.ask(&token(), &seen(false, true, writing));
+            pauses.push(questions.0[&token()].pause.as_secs());
+        }
+        assert_eq!(pauses, [1, 2, 4, 8, 10, 10]);
+        let question = questions.0[&token()];
+        let late = question.at + question.pause;
+        let look = Seen { begun: late, ..seen(false, true, 6) };
+        assert_eq!(questions.judge(&token(), &note(60, true), &look), Verdict::Ask);
+        questions.retain(|_| false);
+        assert!(questions.0.is_empty());
     }
 }

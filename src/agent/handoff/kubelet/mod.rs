@@ -4,6 +4,7 @@
 //! it, and gone once it no longer does and nobody was given it in the meantime.
 
 pub mod book;
+mod doubt;
 mod holds;
 mod plugin;
 mod registrar;
@@ -29,6 +30,7 @@ use crate::agent::cdi::{self, Strategy};
 use crate::agent::nvml::Driver;
 use crate::agent::state::Message;
 use book::SharedBook;
+use doubt::Doubts;
 use holds::{Questions, Verdict};
 use plugin::{Allocator, Lists};
 use registrar::Registrar;
@@ -36,10 +38,17 @@ pub use registrar::Registration;
 use resources::Resources;
 pub use resources::{ResourcesError, Seen, WHOLE_GPU};
 
-/// Pauses between looks while something is awaited, and the rest between looks while pods have slices. A look is two requests
-/// of the hundred a second that the kubelet answers, of which it answers ten in one go.
+/// Pauses between looks while something is awaited, and the rest between looks while pods have slices.
 const PAUSES: [u64; 9] = [0, 2, 5, 10, 20, 50, 100, 250, 500];
 const REST: Duration = Duration::from_secs(1);
+/// A look is two requests of the hundred a second that the kubelet answers, whoever asks, of which it answers ten in one go:
+/// the agent takes no more than four fifths of them.
+const PACE: Duration = Duration::from_millis(25);
+const AT_ONCE: u32 = 4;
+/// How long the kubelet may be too busy with others before that is told.
+const BUSY: Duration = Duration::from_secs(2);
+/// Pause before the kubelet is made to write once more a checkpoint that cannot be read: it does so whenever it is told a list.
+const MEND: Duration = Duration::from_secs(10);
 
 /// Where the kubelet is.
 #[derive(Clone, Debug)]
@@ -56,16 +65,30 @@ pub struct Kubelet {
     strategy: Strategy,
     lists: Lists,
     more: Arc<Notify>,
+    again: mpsc::UnboundedSender<ProfileName>,
+    doubts: Doubts,
     resources: Resources,
     messages: mpsc::Sender<Message>,
     registrar: Option<Registrar>,
     registered: bool,
     seen: Option<Seen>,
     questions: Questions,
+    /// Whether it is known who has what: by the journal, or without one by the kubelet.
+    knows_holders: bool,
+    /// A pod by profile that has a slice of it, of which nobody knows which it is.
+    unexplained: BTreeMap<ProfileName, String>,
+    /// When the kubelet was last made to write a checkpoint anew that could not be read.
+    mended: Option<Instant>,
     look: Option<JoinHandle<()>>,
     /// How many looks since something happened that makes a look worthwhile, and when the last one ended.
     looks: usize,
     last_look: Option<Instant>,
+    /// When all looks so far would have been begun at an even pace.
+    paced: Option<Instant>,
+    /// Whether the kubelet has been asked to write its checkpoint and has not yet.
+    asking: bool,
+    /// Since when no look has succeeded.
+    failing: Option<Instant>,
     /// What is wrong with the registration, and with PodResources.
     trouble: [Option<String>; 2],
 }
@@ -80,6 +103,7 @@ impl Kubelet {
         messages: mpsc::Sender<Message>,
     ) -> Result<Self, SocketError> {
         let (lists, more) = (Lists::default(), Arc::new(Notify::new()));
+        let (again, doubted) = mpsc::unbounded_channel();
         let allocator =
             Arc::new(Allocator { book: book.clone(), driver, strategy, messages: messages.clone() });
         let registrar = Registrar {
@@ -87,29 +111,40 @@ impl Kubelet {
             lists: lists.clone(),
             allocator,
             more: more.clone(),
+            doubted,
             messages: messages.clone(),
         };
+        let knows_holders = !book.lock().journal.is_new;
         Ok(Self {
             book,
             strategy,
             lists,
             more,
+            again,
+            doubts: Doubts::default(),
             resources: Resources::new(folders.pod_resources, folders.device_plugins)?,
             messages,
             registrar: Some(registrar),
             registered: false,
             seen: None,
             questions: Questions::default(),
+            knows_holders,
+            unexplained: BTreeMap::new(),
+            mended: None,
             look: None,
             looks: 0,
             last_look: None,
+            paced: None,
+            asking: false,
+            failing: None,
             trouble: [None, None],
         })
     }
 
-    /// Registers with the kubelet, if that has not been done: from now on it admits pods.
+    /// Registers with the kubelet, if that has not been done: from now on it admits pods. Not before it is known who has
+    /// what, or one pod could be given what another has.
     pub fn begin(&mut self) {
-        if let Some(registrar) = self.registrar.take() {
+        if let Some(registrar) = self.registrar.take_if(|_| self.knows_holders) {
             info!("registering with the kubelet");
             tokio::spawn(registrar.run());
         }
@@ -138,6 +173,11 @@ impl Kubelet {
         let seen = match look {
             Ok(seen) => seen,
             Err(error) => {
+                let since = *self.failing.get_or_insert_with(Instant::now);
+                // Others may ask much for a moment.
+                if matches!(error, ResourcesError::Exhausted { .. }) && since.elapsed() < BUSY {
+                    return;
+                }
                 if self.trouble[1].is_none() {
                     warn!(%error, "the kubelet's word cannot be had; trying again");
                 }
@@ -145,11 +185,16 @@ impl Kubelet {
                 return;
             }
         };
+        self.failing = None;
         if seen.checkpoint_error.is_some() && self.trouble[1] != seen.checkpoint_error {
             warn!(error = seen.checkpoint_error, "who has what cannot be known for sure");
         }
         self.trouble[1].clone_from(&seen.checkpoint_error);
         let mut ask = BTreeSet::new();
+        if seen.checkpoint_error.is_some() && self.mended.is_none_or(|at| at.elapsed() > MEND) {
+            self.mended = Some(Instant::now());
+            ask.extend(self.lists.profiles());
+        }
         {
             let mut book = self.book.lock();
             let known: BTreeSet<Token> = book.tokens.bound().keys().cloned().collect();
@@ -161,27 +206,46 @@ impl Kubelet {
                 }
                 Verdict::Open => {}
                 Verdict::Ask => {
+                    // It is in the checkpoint.
+                    note.confirmed = true;
                     self.questions.ask(token, &seen);
                     ask.insert(token.profile.clone());
                 }
                 Verdict::Over => note.over = note.over.or(Some(Instant::now())),
             });
-            let mut unexplained = BTreeSet::new();
+            let mut unexplained = BTreeMap::new();
             let held = seen.pods.keys().chain(seen.checkpoint.keys());
             for token in held.filter(|token| !known.contains(token)) {
                 let found = explain(token, &seen, by_uuid);
                 let restored = found.is_some_and(|(place, uuid)| book.restore(token, place, uuid));
                 // The checkpoint alone may speak of a pod that is over; then it is soon let go of.
-                if !restored && seen.pods.contains_key(token) {
-                    unexplained.insert(token.clone());
+                if let Some(pod) = seen.pods.get(token).filter(|_| !restored) {
+                    unexplained.insert(token.clone(), pod.clone());
                 }
             }
-            book.tokens.set_unexplained(unexplained);
+            book.tokens.set_unexplained(unexplained.keys().cloned().collect());
+            if !self.knows_holders && seen.checkpoint_error.is_none() {
+                let noted = book.write(true).and_then(|()| book.journal.complete());
+                if let Err(error) = &noted {
+                    warn!(%error, "journal");
+                }
+                self.knows_holders = noted.is_ok();
+            }
+            self.unexplained = unexplained.into_iter().map(|(token, pod)| (token.profile, pod)).collect();
         }
         for profile in ask {
             self.tell(&profile, true);
             self.wake();
         }
+        if self.registered {
+            let told = self.book.lock().tokens.healthy();
+            for profile in self.doubts.judge(Instant::now(), &told, &seen.healthy, &seen.strange) {
+                warn!(%profile, "the kubelet does not take this profile's devices from us; registering again");
+                // Nobody listens any more only when the agent ends.
+                let _ = self.again.send(profile);
+            }
+        }
+        self.asking = self.questions.wait(&seen);
         self.seen = Some(seen);
     }
 
@@ -190,6 +254,19 @@ impl Kubelet {
         let book = self.book.lock();
         let note = book.tokens.token(place).and_then(|token| book.note(token))?;
         Some(note.pod.clone().map_or(Holder::Unnamed, Holder::Pod))
+    }
+
+    /// Why a slice cannot be offered: a pod may have it of which nobody knows which slice it has.
+    pub fn obstacle(&self, place: &Place) -> Option<String> {
+        let pod = self.unexplained.get(&place.slice.profile)?;
+        let free = self.book.lock().tokens.token(place).is_none();
+        free.then(|| {
+            format!(
+                "pod {pod} has a slice of {} and it is not known which one, since the node journal was lost; those that may be \
+                 it are offered again once the pod is over",
+                place.slice.profile
+            )
+        })
     }
 
     /// Whether the pod that has a slice was told a name of it that is no longer valid.
@@ -274,19 +351,23 @@ impl Kubelet {
     pub fn look(&mut self, settled: bool) -> Option<Duration> {
         let has_bindings = !self.book.lock().tokens.bound().is_empty();
         let unconfirmed = self.book.lock().bindings().any(|(_, _, note)| !note.confirmed);
-        let awaited = !settled || unconfirmed || self.seen.is_none();
+        let awaited = !settled || unconfirmed || self.asking || self.seen.is_none();
         let pause = match PAUSES.get(self.looks) {
-            Some(pause) if awaited || self.looks == 0 || has_bindings => Duration::from_millis(*pause),
+            Some(pause) if awaited || self.looks == 0 => Duration::from_millis(*pause),
             _ if awaited || has_bindings || self.trouble[1].is_some() => REST,
             _ => return None,
         };
         if self.look.as_ref().is_some_and(|look| !look.is_finished()) {
             return None;
         }
-        let due = self.last_look.map_or(Duration::ZERO, |last| pause.saturating_sub(last.elapsed()));
+        let now = Instant::now();
+        let rested = self.last_look.map_or(Duration::ZERO, |last| pause.saturating_sub(now - last));
+        let begun = self.paced.map_or(now, |before| before.max(now)) + PACE;
+        let due = rested.max((begun - now).saturating_sub(PACE * AT_ONCE));
         if !due.is_zero() {
             return Some(due);
         }
+        self.paced = Some(begun);
         self.looks = self.looks.saturating_add(1);
         let (resources, messages) = (self.resources.clone(), self.messages.clone());
         self.look = Some(tokio::spawn(async move {
@@ -330,9 +411,9 @@ fn explain(token: &Token, seen: &Seen, by_uuid: &BTreeMap<String, Place>) -> Opt
     let annotated = response.annotations.values().flat_map(|names| names.split(','));
     let names = response.cdi_devices.iter().map(|device| device.name.as_str()).chain(annotated);
     let by_name = |name: &str| {
-        let spot = cdi::parse(name)?;
+        let at = cdi::parse(name)?;
         let is = |place: &Place| {
-            place.gpu == spot.gpu && place.slice.profile == spot.profile && place.slice.start == spot.start
+            place.gpu == at.gpu && place.slice.profile == at.profile && place.slice.start == at.start
         };
         by_uuid.iter().find(|(_, place)| is(place)).map(|(uuid, place)| (place.clone(), uuid.clone()))
     };

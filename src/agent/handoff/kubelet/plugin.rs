@@ -144,6 +144,7 @@ pub struct Plugin {
     lists: Lists,
     allocator: Arc<Allocator>,
     leave: Leave,
+    end: watch::Receiver<()>,
 }
 
 /// Where to tell that the kubelet has stopped following a list: the profile and the number of its plugin.
@@ -165,9 +166,15 @@ impl Drop for Followed {
 }
 
 impl Plugin {
-    /// The plugin of `profile`.
-    pub fn new(profile: ProfileName, lists: Lists, allocator: Arc<Allocator>, leave: Leave) -> Self {
-        Self { profile, lists, allocator, leave }
+    /// The plugin of `profile`. Its list ends when the other side of `end` is dropped.
+    pub fn new(
+        profile: ProfileName,
+        lists: Lists,
+        allocator: Arc<Allocator>,
+        leave: Leave,
+        end: watch::Receiver<()>,
+    ) -> Self {
+        Self { profile, lists, allocator, leave, end }
     }
 }
 
@@ -184,7 +191,9 @@ impl DevicePlugin for Plugin {
 
     async fn list_and_watch(&self, _: Request<Empty>) -> Result<Response<Followed>, Status> {
         let lists = WatchStream::new(self.lists.follow(&self.profile));
-        let answers = lists.map(|devices| Ok(ListAndWatchResponse { devices }));
+        let mut end = self.end.clone();
+        let ended = async move { while end.changed().await.is_ok() {} };
+        let answers = lists.map(|devices| Ok(ListAndWatchResponse { devices })).take_until(ended);
         Ok(Response::new(Followed { answers: answers.boxed(), leave: self.leave.clone() }))
     }
 

@@ -16,7 +16,7 @@ use slicegate_kubelet_api::device_plugin::{
 use slicegate_kubelet_api::socket::{self, SocketError};
 use slicegate_kubelet_api::tonic::service::Routes;
 use tokio::net::UnixStream;
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::AbortHandle;
 use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
@@ -35,6 +35,9 @@ const ASIDE: Duration = Duration::from_millis(250);
 const PATIENCE: Duration = Duration::from_secs(5);
 /// A look at the folder in any case, for what was not told.
 const REST: Duration = Duration::from_secs(10);
+
+/// What our sockets' names begin with.
+const OURS: &str = "slicegate-";
 
 /// Why no devices can be offered to the kubelet.
 #[derive(Debug, thiserror::Error)]
@@ -89,6 +92,8 @@ pub struct Registrar {
     pub allocator: Arc<Allocator>,
     /// Woken when a profile is new.
     pub more: Arc<Notify>,
+    /// Profiles to register again with the same kubelet.
+    pub doubted: mpsc::UnboundedReceiver<ProfileName>,
     /// Where to report.
     pub messages: mpsc::Sender<Message>,
 }
@@ -96,6 +101,8 @@ pub struct Registrar {
 /// A plugin that is served.
 struct Served {
     server: AbortHandle,
+    /// Ends the lists that are followed: connections outlive a server that is aborted.
+    _lists: watch::Sender<()>,
     /// Counts them, so that the end of an old one is not taken for that of a new one.
     number: u64,
 }
@@ -112,7 +119,7 @@ type Identity = Option<(u64, u64)>;
 
 impl Registrar {
     /// Runs for as long as there is somebody to report to.
-    pub async fn run(self) {
+    pub async fn run(mut self) {
         let mut said = Registration::Lost;
         loop {
             let outcome = self.serve().await;
@@ -135,7 +142,7 @@ impl Registrar {
     }
 
     /// Serves and registers every profile, until something must be done again from the start.
-    async fn serve(&self) -> Result<(), RegisterError> {
+    async fn serve(&mut self) -> Result<(), RegisterError> {
         let watched = |source| RegisterError::Watch { path: self.folder.clone(), source };
         let changes = Inotify::init().map_err(watched)?;
         let mask = WatchMask::CREATE | WatchMask::DELETE | WatchMask::MOVED_TO;
@@ -168,6 +175,13 @@ impl Registrar {
             loop {
                 tokio::select! {
                     () = self.more.notified() => break,
+                    Some(profile) = self.doubted.recv() => {
+                        // The end of our list disconnects whoever has taken our place.
+                        if served.remove(&profile).is_some() {
+                            sleep(ASIDE).await;
+                            break;
+                        }
+                    }
                     Some((profile, number)) = leaving.recv() => {
                         if served.get(&profile).is_none_or(|plugin| plugin.number != number) {
                             continue;
@@ -180,7 +194,13 @@ impl Registrar {
                             break;
                         }
                     }
-                    _ = changes.next() => {}
+                    change = changes.next() => {
+                        let name = change.and_then(Result::ok).and_then(|change| change.name);
+                        if name.is_some_and(|name| is_anothers(&name.to_string_lossy())) {
+                            // Nobody listens any more only when the agent ends.
+                            let _ = self.messages.send(Message::Plugins).await;
+                        }
+                    }
                     () = sleep(REST) => {}
                 }
                 let ours = |profile| identity(&self.folder.join(endpoint(profile))).is_some();
@@ -195,10 +215,11 @@ impl Registrar {
     fn serve_one(&self, profile: &ProfileName, leave: Leave) -> Result<Served, RegisterError> {
         let number = leave.number;
         let listener = socket::listen(&self.folder.join(endpoint(profile)))?;
-        let plugin = Plugin::new(profile.clone(), self.lists.clone(), self.allocator.clone(), leave);
+        let (lists, end) = watch::channel(());
+        let plugin = Plugin::new(profile.clone(), self.lists.clone(), self.allocator.clone(), leave, end);
         let routes = Routes::new(DevicePluginServer::new(plugin));
         let server = tokio::spawn(socket::serve(listener, routes, std::future::pending()));
-        Ok(Served { server: server.abort_handle(), number })
+        Ok(Served { server: server.abort_handle(), _lists: lists, number })
     }
 
     async fn register(&self, kubelet: &Path, profile: &ProfileName) -> Result<(), RegisterError> {
@@ -229,7 +250,14 @@ impl Registrar {
 
 /// The name of a plugin's socket.
 fn endpoint(profile: &ProfileName) -> String {
-    format!("slicegate-{profile}.sock")
+    format!("{OURS}{profile}.sock")
+}
+
+/// Whether a file in the folder is the socket of another plugin.
+fn is_anothers(name: &str) -> bool {
+    Path::new(name).extension().is_some_and(|extension| extension == "sock")
+        && !name.starts_with(OURS)
+        && name != KUBELET_SOCKET
 }
 
 fn identity(path: &Path) -> Identity {

@@ -31,6 +31,7 @@ pub unsafe extern "C" fn nvmlDeviceGetGpuInstanceProfileInfo(
         let out = unsafe { Out::new(info) }?;
         let gpu = s.gpu(device)?;
         s.call_on("nvmlDeviceGetGpuInstanceProfileInfo", gpu)?;
+        s.card(gpu)?.require_support()?;
         let p = driver::profile_by_enum(s.card(gpu)?.model, profile)?;
         out.put(nvmlGpuInstanceProfileInfo_t {
             id: p.id,
@@ -67,6 +68,7 @@ pub unsafe extern "C" fn nvmlDeviceGetGpuInstanceProfileInfoV(
         let gpu = s.gpu(device)?;
         s.call_on("nvmlDeviceGetGpuInstanceProfileInfoV", gpu)?;
         let card = s.card(gpu)?;
+        card.require_support()?;
         let p = driver::profile_by_enum(card.model, profile)?;
         let name = field(&format!("MIG {}", card.profile_name(&p.name)));
         if version.number == V2.number {

@@ -23,6 +23,7 @@ pub unsafe extern "C" fn nvmlDeviceGetMigMode(
         // SAFETY: nvml.h's contract.
         let (current, pending) = unsafe { (Out::new(currentMode)?, Out::new(pendingMode)?) };
         let gpu = s.gpu(device)?;
+        s.card(gpu)?.require_support()?;
         let modes =
             s.on_gpu("nvmlDeviceGetMigMode", gpu, |_, held| Ok((held.mig_enabled, held.mig_pending)))?;
         current.put(modes.0.into());
@@ -43,6 +44,7 @@ pub unsafe extern "C" fn nvmlDeviceSetMigMode(
         // SAFETY: nvml.h's contract.
         let out = unsafe { Out::new(activationStatus) }?;
         let gpu = s.gpu(device)?;
+        s.card(gpu)?.require_support()?;
         let enable = match mode {
             0 => false,
             1 => true,
