@@ -63,7 +63,7 @@ pub async fn run(rig: &Rig, samples: usize, json: Option<&Path>) -> Result<Strin
     let beside = job("beside", "mig", BESIDE, 1, "exec sleep 100000");
     Observer::new(&real, "default", BESIDE).await?.submit(&beside, BESIDE).await?;
     let mut rows = Vec::new();
-    for setting in SETTINGS.into_iter().skip(1).take(1) {
+    for setting in SETTINGS {
         set(&mut real, setting).await?;
         let observer = Observer::new(&real, "default", BESIDE).await?;
         eprintln!("{}: {samples} Jobs with slices to be made", setting.name());

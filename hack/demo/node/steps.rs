@@ -159,7 +159,7 @@ impl<'a> Observer<'a> {
         });
         if let Some(made) = made {
             steps.insert(Step::Made, made);
-            steps.extend(self.acknowledged(job, made)?.map(|at| (Step::Acknowledged, at)));
+            steps.extend(self.acknowledged(job)?.map(|at| (Step::Acknowledged, at)));
         }
         let first = self.output(job)?.iter().filter_map(|line| line.stamp).min();
         steps.extend(first.map(|stamp| (Step::Running, self.clock.at(stamp))));
@@ -222,18 +222,18 @@ impl<'a> Observer<'a> {
     }
 
     /// When the kubelet took up the list of devices with the slice in it.
-    fn acknowledged(&self, job: &Submitted, made: Instant) -> Result<Option<Instant>> {
+    fn acknowledged(&self, job: &Submitted) -> Result<Option<Instant>> {
         let mut log = File::open(&self.kubelet_log).context("open the kubelet's log")?;
         log.seek(SeekFrom::Start(job.kubelet_log))?;
         let mut text = String::new();
         log.read_to_string(&mut text).context("read the kubelet's log")?;
         let resource = format!("resourceName=\"{}\"", resource(&job.profile));
-        let mut lists = text
+        let lists = text
             .lines()
             .filter(|line| line.contains("Processed device updates") && line.contains(&resource))
             .filter(|line| !line.ends_with("healthyCount=0"))
             .filter_map(|line| self.clock.at_klog(line));
-        Ok(lists.find(|at| *at >= made))
+        Ok(lists.filter(|at| *at >= job.begun).min())
     }
 
     fn known(&self) -> MutexGuard<'_, Known> {
