@@ -171,6 +171,8 @@ impl Agent {
             }
             Message::Done(done) => self.gpus.take_in_done(*done, &mut self.book.lock().journal),
             Message::Scanned(scan) => {
+                // Its task may not have ended yet, and the next one is not to be put off for that.
+                self.scan = None;
                 if let (Err(error), false) = (&scan.gpus, self.gpus.scanned) {
                     // Nothing is known yet: a status of nothing would forget who holds what.
                     warn!(%error, "NVML does not list the GPUs");
@@ -189,6 +191,7 @@ impl Agent {
                 self.wake_kubelet();
             }
             Message::Looked(gpu, look, epoch) => {
+                self.looks.remove(&gpu);
                 let begun = look.begun;
                 let counts = self.gpus.take_in_look(&gpu, look, epoch, &mut self.book.lock().journal);
                 if counts {
