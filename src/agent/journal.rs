@@ -113,8 +113,8 @@ pub struct Journal {
 }
 
 impl Journal {
-    /// Opens the journal in `folder`. Entries of another boot are dropped. A file that cannot be read is put aside: its
-    /// instances count as foreign from now on.
+    /// Opens the journal in `folder`. Entries of another boot are dropped. A file that cannot be read is put aside:
+    /// whose the instances are must be found out otherwise.
     pub fn open(folder: &Path, boot_id: &str) -> Result<Self, JournalError> {
         let path = folder.join("journal.json");
         let fail = |source| JournalError { path: path.clone(), source };
@@ -139,8 +139,9 @@ impl Journal {
             let aside = aside(&path);
             fs::rename(&path, &aside).map_err(fail)?;
             damage = Some(format!(
-                "The node journal could not be read ({reason}) and was put aside as {}; the MIG instances that exist count \
-                 as foreign. Destroy them with nvidia-smi mig -dci and -dgi to get their room back.",
+                "The node journal could not be read ({reason}) and was put aside as {}; MIG instances that the MIGNode did not \
+                 show as Slicegate's count as foreign. Destroy those that are left over with nvidia-smi mig -dci and -dgi to \
+                 get their room back.",
                 aside.display()
             ));
         }

@@ -259,7 +259,7 @@ async fn handle(State(server): State<ApiServer>, request: Request) -> Response {
             }
             (&Method::GET, "") if ours => return server.list(kind),
             (&Method::GET, rest) if *rest == *named => return server.get(kind),
-            (&Method::POST, "") if kind == Kind::MigNode => return server.create(body),
+            (&Method::POST, "") if kind == Kind::MigNode => return server.create(&body),
             (&Method::PATCH, rest) if *rest == *status => {
                 let applied = head.headers["content-type"].to_str().unwrap().contains("apply-patch");
                 return server.patch_status(kind, &body, applied);
@@ -299,7 +299,7 @@ impl ApiServer {
         }
     }
 
-    fn create(&self, object: Value) -> Response {
+    fn create(&self, object: &Value) -> Response {
         if self.objects().held.contains_key(&Kind::MigNode) {
             return refuse(StatusCode::CONFLICT, "AlreadyExists");
         }

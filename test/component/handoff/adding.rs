@@ -1,5 +1,6 @@
 use std::sync::{Arc, Mutex};
 
+use slicegate::agent::cdi::PREFIX;
 use slicegate::api::mig_node::SliceState::{Creating, Idle};
 
 use super::rig::{P1, R1};
@@ -10,7 +11,7 @@ use crate::api_server::{Kind, resource};
 fn files(rig: &Rig) -> Vec<String> {
     let names =
         std::fs::read_dir(rig.cdi()).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
-    names.filter(|name| name.ends_with(".json") && !name.contains("driver")).collect()
+    names.filter(|name| name.starts_with(PREFIX) && !name.contains("driver")).collect()
 }
 
 #[test]

@@ -38,7 +38,7 @@ fn an_agent_that_ends_says_so_in_its_mignode_and_nothing_to_the_kubelet() {
 fn an_agent_whose_node_does_not_exist_gives_up_and_says_why() {
     on_node(async |mut rig: Rig| {
         rig.api.remove(Kind::Node);
-        rig.start_agent().await;
+        rig.start_agent();
         let error = rig.agent_error().await;
         assert!(error.contains("node \"node-1\" does not exist in this cluster"), "{error}");
     });

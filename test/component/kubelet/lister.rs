@@ -30,7 +30,9 @@ impl Lister {
         let now = Instant::now();
         let since = now.duration_since(left.1).as_secs_f64();
         *left = ((left.0 + since * f64::from(REQUESTS_PER_SECOND)).min(f64::from(REQUEST_BURST)), now);
-        if left.0 < 1.0 || self.process.node.faults.is_exhausted() {
+        let commanded = self.process.node.faults.is_exhausted();
+        if left.0 < 1.0 || commanded {
+            self.process.node.record().rejections += usize::from(!commanded);
             return Err(Status::resource_exhausted("rejected by rate limit"));
         }
         left.0 -= 1.0;

@@ -13,6 +13,8 @@ pub struct Record {
     pub allocations: Vec<(String, Vec<String>)>,
     /// Answers of GetAllocatableResources that were sent.
     pub looks: usize,
+    /// Requests to PodResources that were more than the kubelet answers; those that a test commands are not counted.
+    pub rejections: usize,
     /// Where the kubelet would have crashed.
     pub crashes: Vec<String>,
 }

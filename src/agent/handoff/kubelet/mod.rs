@@ -346,12 +346,12 @@ impl Kubelet {
         }
         let now = Instant::now();
         let rested = self.last_look.map_or(Duration::ZERO, |last| pause.saturating_sub(now - last));
-        let paced = self.paced.map_or(now, |paced| paced.max(now)) + PACE;
-        let due = rested.max((paced - now).saturating_sub(PACE * AT_ONCE));
+        let begun = self.paced.map_or(now, |before| before.max(now)) + PACE;
+        let due = rested.max((begun - now).saturating_sub(PACE * AT_ONCE));
         if !due.is_zero() {
             return Some(due);
         }
-        self.paced = Some(paced);
+        self.paced = Some(begun);
         self.looks = self.looks.saturating_add(1);
         let (resources, messages) = (self.resources.clone(), self.messages.clone());
         self.look = Some(tokio::spawn(async move {
@@ -395,9 +395,9 @@ fn explain(token: &Token, seen: &Seen, by_uuid: &BTreeMap<String, Place>) -> Opt
     let annotated = response.annotations.values().flat_map(|names| names.split(','));
     let names = response.cdi_devices.iter().map(|device| device.name.as_str()).chain(annotated);
     let by_name = |name: &str| {
-        let spot = cdi::parse(name)?;
+        let at = cdi::parse(name)?;
         let is = |place: &Place| {
-            place.gpu == spot.gpu && place.slice.profile == spot.profile && place.slice.start == spot.start
+            place.gpu == at.gpu && place.slice.profile == at.profile && place.slice.start == at.start
         };
         by_uuid.iter().find(|(_, place)| is(place)).map(|(uuid, place)| (place.clone(), uuid.clone()))
     };
