@@ -13,7 +13,6 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use slicegate::api::mig_node::{SliceState, SliceStatus};
 use slicegate::api::{MIGNode, SlicePolicy};
-use slicegate_rig::operator::{GpuNode, Operator};
 use slicegate_rig::real_operator::{Gpus, RealOperator, a100_node};
 use slicegate_rig::{Options, Rig};
 

@@ -76,7 +76,9 @@ fn pods_that_are_allocated_to_while_drains_begin_share_no_slice_and_lose_none() 
         );
         ensure!(tenures.len() == completed, "{} pods of {completed} Jobs had a slice", tenures.len());
         let mut by_slice: BTreeMap<&str, Vec<&Tenure>> = BTreeMap::new();
-        tenures.iter().for_each(|t| by_slice.entry(&t.uuid).or_default().push(t));
+        for tenure in &tenures {
+            by_slice.entry(&tenure.uuid).or_default().push(tenure);
+        }
         for (uuid, tenures) in &mut by_slice {
             tenures.sort_by_key(|t| t.from);
             for pair in tenures.windows(2) {
