@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::Node;
 use kube::Api;
-use slicegate_core::agent::{Offer, Operation, Report, agent_step, servable};
+use slicegate_core::agent::{GpuView, Holder, Offer, Operation, Report, agent_step, servable};
 use slicegate_core::geometry::{Place, Slice};
 use slicegate_core::id::GpuUuid;
 use slicegate_core::time::Timestamp;
@@ -30,6 +30,9 @@ use super::{Metrics, PAUSE, ensure, report_unavailable, write_status};
 use crate::api::convert::{mig, now};
 use crate::api::mig_node::{MIGNode, MIGNodeStatus, SliceStatus};
 use crate::api::names;
+
+/// Pause between looks at a GPU on which a process has outlived its pod.
+const LINGERING: Duration = Duration::from_secs(1);
 
 /// What reaches the deciding task.
 pub enum Message {
@@ -106,6 +109,8 @@ pub struct Agent {
     /// The looks that are under way, or were last: of everything, and of single GPUs.
     scan: Option<JoinHandle<()>>,
     looks: BTreeMap<GpuUuid, JoinHandle<()>>,
+    /// When the last look at each single GPU began.
+    looked: BTreeMap<GpuUuid, Instant>,
 }
 
 impl Agent {
@@ -131,6 +136,7 @@ impl Agent {
             reported: false,
             scan: None,
             looks: BTreeMap::new(),
+            looked: BTreeMap::new(),
         }
     }
 
@@ -301,6 +307,24 @@ impl Agent {
             }
         });
         self.looks.insert(gpu.clone(), look);
+        self.looked.insert(gpu.clone(), Instant::now());
+    }
+
+    /// Looks again at the GPUs on which a process has a slice and no pod is known to: nobody tells when it ends, and somebody
+    /// may wait for the slice. Says when the next look is due.
+    fn look_for_ends(&mut self) -> Option<Duration> {
+        let has_process = |view: &GpuView| {
+            view.instances.iter().any(|i| i.ours && matches!(i.holder, Some(Holder::Process(_))))
+        };
+        let views = self.gpus.views().iter();
+        let gpus: Vec<GpuUuid> =
+            views.filter(|(_, view)| has_process(view)).map(|(gpu, _)| gpu.clone()).collect();
+        for gpu in &gpus {
+            if self.looked.get(gpu).is_none_or(|at| at.elapsed() >= LINGERING) {
+                self.begin_look(gpu);
+            }
+        }
+        (!gpus.is_empty()).then_some(LINGERING)
     }
 
     /// Decides, acts, advertises, reports. Returns how long to wait if nothing happens.
@@ -339,7 +363,7 @@ impl Agent {
             return Some(PAUSE);
         }
         let recheck = step.recheck_at.map(|at| (at - now()).max(Duration::from_millis(1)));
-        recheck.into_iter().chain(kubelet_due).min()
+        recheck.into_iter().chain(kubelet_due).chain(self.look_for_ends()).min()
     }
 
     /// Makes the MIGNode again. The controller removes that of a Node that is gone; only a Node that is there gets a new one.
