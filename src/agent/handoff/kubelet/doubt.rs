@@ -1,9 +1,10 @@
 //! Whether the kubelet still takes its devices from us.
 //!
 //! Another plugin that registers for a resource of ours takes our place without a word: both lists are followed, the last one
-//! told counts, and Allocate goes to the other. When that one goes, its end disconnects the resource and our list is followed
-//! on, but no device is given any more (`devicemanager/manager.go`, PluginDisconnected). Either way a plugin that registers
-//! again is the kubelet's only one.
+//! told counts, and Allocate goes to the other. When that one goes, its end disconnects the resource; our list is followed
+//! on, but no device is given any more (`devicemanager/manager.go`, PluginDisconnected). Either way it helps to register
+//! again, which costs nothing as long as no list ends. What a look here does not see, since our next list hides it, the
+//! registrar does when another plugin has gone.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -81,18 +82,19 @@ mod tests {
     /// The seconds, of the first 40, in which a registration is due.
     fn due(shown: impl Fn(u64) -> (&'static [u32], bool)) -> Vec<u64> {
         let (mut doubts, begin) = (Doubts::default(), Instant::now());
-        let is_due = |second: &u64| {
-            let (shown, is_taken) = shown(*second);
+        let mut is_due = |second: u64| {
+            let (shown, is_taken) = shown(second);
             let strange = is_taken.then(|| "GPU-1 of nvidia.com/mig-1g.10gb.me".to_owned());
-            let now = begin + Duration::from_secs(*second);
+            let now = begin + Duration::from_secs(second);
             !doubts.judge(now, &one(&[0, 1]), &one(shown), &strange.into_iter().collect()).is_empty()
         };
-        (0..40)
-            .filter({
-                let mut is_due = is_due;
-                move |second| is_due(second)
-            })
-            .collect()
+        let mut seconds = Vec::new();
+        for second in 0..40 {
+            if is_due(second) {
+                seconds.push(second);
+            }
+        }
+        seconds
     }
 
     #[test]

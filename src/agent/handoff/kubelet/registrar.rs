@@ -1,6 +1,7 @@
 //! Keeps the plugins registered: at every start of the kubelet, and whenever it has lost sight of one.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsString;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -18,7 +19,7 @@ use slicegate_kubelet_api::tonic::service::Routes;
 use tokio::net::UnixStream;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::AbortHandle;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tracing::{info, warn};
 
 use super::plugin::{Allocator, Leave, Lists, Plugin};
@@ -35,6 +36,8 @@ const ASIDE: Duration = Duration::from_millis(250);
 const PATIENCE: Duration = Duration::from_secs(5);
 /// A look at the folder in any case, for what was not told.
 const REST: Duration = Duration::from_secs(10);
+/// A look at a plugin that has just come.
+const SOON: Duration = Duration::from_secs(1);
 
 /// What our sockets' names begin with.
 const OURS: &str = "slicegate-";
@@ -156,6 +159,8 @@ impl Registrar {
         if let Err(error) = UnixStream::connect(&kubelet).await {
             return Err(RegisterError::NoKubelet { path: kubelet, reason: error.to_string() });
         }
+        let mut others = those_served(&self.folder, others_in(&self.folder)).await;
+        let mut next_check = Instant::now() + REST;
         let mut number = 0;
         loop {
             let fresh: Vec<_> =
@@ -176,10 +181,8 @@ impl Registrar {
                 tokio::select! {
                     () = self.more.notified() => break,
                     Some(profile) = self.doubted.recv() => {
-                        // The end of our list disconnects whoever has taken our place.
-                        if served.remove(&profile).is_some() {
-                            sleep(ASIDE).await;
-                            break;
+                        if served.contains_key(&profile) {
+                            self.register(&kubelet, &profile).await?;
                         }
                     }
                     Some((profile, number)) = leaving.recv() => {
@@ -188,20 +191,34 @@ impl Registrar {
                         }
                         info!(%profile, "the kubelet has stopped following");
                         let _ = self.messages.send(Message::Registration(Registration::Lost)).await;
-                        sleep(ASIDE).await;
+                        // Lists of it that are still followed must have ended by then, too.
                         served.remove(&profile);
+                        sleep(ASIDE).await;
                         if identity(&kubelet) == known {
                             break;
                         }
                     }
                     change = changes.next() => {
                         let name = change.and_then(Result::ok).and_then(|change| change.name);
-                        if name.is_some_and(|name| is_anothers(&name.to_string_lossy())) {
+                        if let Some(name) = name.filter(|name| is_anothers(name)) {
+                            others.insert(name);
+                            next_check = next_check.min(Instant::now() + SOON);
                             // Nobody listens any more only when the agent ends.
                             let _ = self.messages.send(Message::Plugins).await;
                         }
                     }
-                    () = sleep(REST) => {}
+                    () = sleep_until(next_check) => {
+                        next_check = Instant::now() + REST;
+                        let left = those_served(&self.folder, others.clone()).await;
+                        if left != others {
+                            info!("another plugin has gone; registering again, in case it had taken our place");
+                            others = left;
+                            for profile in served.keys() {
+                                self.register(&kubelet, profile).await?;
+                            }
+                            let _ = self.messages.send(Message::Plugins).await;
+                        }
+                    }
                 }
                 let ours = |profile| identity(&self.folder.join(endpoint(profile))).is_some();
                 if identity(&kubelet) != known || !served.keys().all(ours) {
@@ -254,10 +271,25 @@ fn endpoint(profile: &ProfileName) -> String {
 }
 
 /// Whether a file in the folder is the socket of another plugin.
-fn is_anothers(name: &str) -> bool {
-    Path::new(name).extension().is_some_and(|extension| extension == "sock")
-        && !name.starts_with(OURS)
-        && name != KUBELET_SOCKET
+fn is_anothers(name: &OsString) -> bool {
+    let is_socket = Path::new(name).extension().is_some_and(|extension| extension == "sock");
+    is_socket && name != KUBELET_SOCKET && !name.to_string_lossy().starts_with(OURS)
+}
+
+fn others_in(folder: &Path) -> BTreeSet<OsString> {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    entries.map(|entry| entry.file_name()).filter(is_anothers).collect()
+}
+
+/// Those of some sockets that somebody serves.
+async fn those_served(folder: &Path, sockets: BTreeSet<OsString>) -> BTreeSet<OsString> {
+    let mut served = BTreeSet::new();
+    for name in sockets {
+        if UnixStream::connect(folder.join(&name)).await.is_ok() {
+            served.insert(name);
+        }
+    }
+    served
 }
 
 fn identity(path: &Path) -> Identity {
