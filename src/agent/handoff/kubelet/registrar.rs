@@ -200,7 +200,7 @@ impl Registrar {
                     }
                     change = changes.next() => {
                         let name = change.and_then(Result::ok).and_then(|change| change.name);
-                        if let Some(name) = name.filter(|name| is_anothers(name)) {
+                        if let Some(name) = name.filter(is_anothers) {
                             others.insert(name);
                             next_check = next_check.min(Instant::now() + SOON);
                             // Nobody listens any more only when the agent ends.
