@@ -57,7 +57,7 @@ bench-burst: build ## 50 one-slice Jobs at once on 4 nodes of 2 A100-40GB, 1 s p
 	@target/debug/demo --burst
 
 bench-node: build-node ## Job created → container running on a real node, phase by phase, beside the same Job without Slicegate
-	@target/debug/demo --bench-node --json bench-node.json
+	@target/debug/demo --bench-node --json target/bench-node.json
 
 generate: ## Write the CRDs from the types
 	UPDATE=1 $(CARGO) test -p slicegate --test component crds

@@ -1,12 +1,14 @@
 //! `make demo`: the main job, live, on a local cluster with three emulated GPU nodes. `make demo-node`: on a real node, with
 //! containers. `make bench-burst` and `make bench-node` measure.
 
+mod bench;
 mod burst;
 mod node;
 mod screen;
 mod timeline;
 mod watch;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -35,6 +37,15 @@ struct Args {
     /// A real node with kubelet, containerd and containers, as root.
     #[arg(long, group = "what")]
     node: bool,
+    /// Only figures: Job created → container running on a real node, as root.
+    #[arg(long, group = "what")]
+    bench_node: bool,
+    /// Jobs for each of these figures.
+    #[arg(long, default_value_t = 20, requires = "bench_node")]
+    samples: usize,
+    /// Write the figures and each single time to a file, too.
+    #[arg(long, value_name = "FILE", requires = "bench_node")]
+    json: Option<PathBuf>,
 }
 
 #[tokio::main]
@@ -81,6 +92,8 @@ async fn run(args: &Args) -> Result<String> {
     let rig = Rig::up(options).await?;
     let summary = if args.node {
         format!("demo-node: ok: {}", node::run(&rig).await?)
+    } else if args.bench_node {
+        format!("bench-node: {}", bench::run(&rig, args.samples, args.json.as_deref()).await?)
     } else {
         emulated(args, &rig, &operator).await?;
         "demo: ok".to_owned()
@@ -183,11 +196,11 @@ fn job(name: &str, profile: &str, seconds: &str) -> Value {
 }
 
 /// The p-th percentile by nearest rank; 0 of nothing.
-fn percentile(times: &[u128], p: usize) -> u128 {
+fn percentile<T: Copy + Default + Ord>(times: &[T], p: usize) -> T {
     let mut sorted = times.to_vec();
     sorted.sort_unstable();
     let rank = (sorted.len() * p).div_ceil(100).max(1);
-    sorted.get(rank - 1).copied().unwrap_or(0)
+    sorted.get(rank - 1).copied().unwrap_or_default()
 }
 
 /// Waits until a condition holds.

@@ -6,11 +6,11 @@ mod tell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::Node;
 use kube::Api;
-use slicegate_core::agent::Report;
+use slicegate_core::agent::{GpuView, Holder, Report};
 use slicegate_core::geometry::{Place, Slice};
 use slicegate_core::id::GpuUuid;
 use tokio::sync::mpsc;
@@ -31,6 +31,9 @@ use super::{Metrics, report_unavailable};
 use crate::api::convert::mig;
 use crate::api::mig_node::{MIGNode, MIGNodeStatus, SliceStatus};
 use crate::api::names;
+
+/// Pause between looks at a GPU on which a process has outlived its pod.
+const LINGERING: Duration = Duration::from_secs(1);
 
 /// What reaches the deciding task.
 pub enum Message {
@@ -113,6 +116,8 @@ pub struct Agent {
     /// The looks that are under way, or were last: of everything, and of single GPUs.
     scan: Option<JoinHandle<()>>,
     looks: BTreeMap<GpuUuid, JoinHandle<()>>,
+    /// When the last look at each single GPU began.
+    looked: BTreeMap<GpuUuid, Instant>,
 }
 
 impl Agent {
@@ -139,6 +144,7 @@ impl Agent {
             reported: false,
             scan: None,
             looks: BTreeMap::new(),
+            looked: BTreeMap::new(),
         }
     }
 
@@ -171,6 +177,8 @@ impl Agent {
             }
             Message::Done(done) => self.gpus.take_in_done(*done, &mut self.book.lock().journal),
             Message::Scanned(scan) => {
+                // Its task may not have ended yet, and the next one is not to be put off for that.
+                self.scan = None;
                 if let (Err(error), false) = (&scan.gpus, self.gpus.scanned) {
                     // Nothing is known yet: a status of nothing would forget who holds what.
                     warn!(%error, "NVML does not list the GPUs");
@@ -189,6 +197,7 @@ impl Agent {
                 self.wake_kubelet();
             }
             Message::Looked(gpu, look, epoch) => {
+                self.looks.remove(&gpu);
                 let begun = look.begun;
                 let counts = self.gpus.take_in_look(&gpu, look, epoch, &mut self.book.lock().journal);
                 if counts {
@@ -317,6 +326,24 @@ impl Agent {
             }
         });
         self.looks.insert(gpu.clone(), look);
+        self.looked.insert(gpu.clone(), Instant::now());
+    }
+
+    /// Looks again at the GPUs on which a process has a slice and no pod is known to: nobody tells when it ends, and somebody
+    /// may wait for the slice. Says when the next look is due.
+    fn look_for_ends(&mut self) -> Option<Duration> {
+        let has_process = |view: &GpuView| {
+            view.instances.iter().any(|i| i.ours && matches!(i.holder, Some(Holder::Process(_))))
+        };
+        let views = self.gpus.views().iter();
+        let gpus: Vec<GpuUuid> =
+            views.filter(|(_, view)| has_process(view)).map(|(gpu, _)| gpu.clone()).collect();
+        for gpu in &gpus {
+            if self.looked.get(gpu).is_none_or(|at| at.elapsed() >= LINGERING) {
+                self.begin_look(gpu);
+            }
+        }
+        (!gpus.is_empty()).then_some(LINGERING)
     }
 }
 

@@ -221,7 +221,7 @@ impl World<'_> {
         Ok(log[from..].to_owned())
     }
 
-    /// Whether a Job's pod has been created or admitted.
+    /// Whether a Job waits to be admitted.
     async fn is_waiting(&self, namespace: &str, name: &str) -> Result<bool> {
         let job = self.api::<Job>(namespace).get(name).await?;
         Ok(job.spec.and_then(|spec| spec.suspend) == Some(true))

@@ -17,7 +17,10 @@ use steps::{Observer, Step, Submitted};
 
 use crate::until;
 
+const GPUS: u32 = 2;
 const PROFILE: &str = "1g.10gb";
+/// No profile: no pod runs that is not part of the show.
+const NOTHING: &str = "";
 /// Says which slice the container has, and has it for a while.
 const SCRIPT: &str = "echo \"I have $(env | sed -n 's/^SLICEGATE_MIG_.*=//p') through $(ls -d /dev/nvidia[0-9]* \
                       /dev/nvidia-caps/* | tr '\\n' ' ')\"; sleep 2";
@@ -28,9 +31,9 @@ const SETTLED: Duration = Duration::from_millis(150);
 
 /// Shows it all. Returns the summary.
 pub async fn run(rig: &Rig) -> Result<String> {
-    let real = stage::set_up(rig).await?;
+    let real = stage::set_up(rig, GPUS).await?;
     keep_idle_slices(rig, true).await?;
-    let observer = Observer::new(&real, "default").await?;
+    let observer = Observer::new(&real, "default", NOTHING).await?;
     slices(rig, "nodes").await?;
 
     println!("\nA Job with one slice; there is none yet:");

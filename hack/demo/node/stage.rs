@@ -18,12 +18,12 @@ const AT_ONCE: u32 = 0;
 /// Longer than any of the demo's or benchmark's parts.
 const LONG: u32 = 3600;
 
-/// Adds a real node with two A100-80GB and an emulated one, and installs Slicegate from its manifests.
-pub async fn set_up(rig: &Rig) -> Result<RealOperator<'_>> {
+/// Adds a real node with so many A100-80GB and an emulated one, and installs Slicegate from its manifests.
+pub async fn set_up(rig: &Rig, gpus: u32) -> Result<RealOperator<'_>> {
     eprintln!("starting a real node: containerd, kubelet");
     let node = rig.add_real_node(a100_node(NODE)).await.context("real node")?;
     eprintln!("installing Slicegate from config/ and kueue/: controller and agent are pods of the real node");
-    let real = RealOperator::install(rig, node, Gpus::a100(2)).await.context("install")?;
+    let real = RealOperator::install(rig, node, Gpus::a100(gpus)).await.context("install")?;
     real.add_emulated(EMULATED).await.context("emulated node")?;
     Ok(real)
 }

@@ -11,14 +11,19 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{Node, Pod};
-use kube::api::PostParams;
+use kube::api::{DeleteParams, PostParams};
 use kube::{Api, ResourceExt};
 use serde_json::Value;
+use slicegate::api::mig_node::SliceState;
 use slicegate::api::{MIGNode, kueue};
 use slicegate_rig::real_operator::RealOperator;
 
 use super::logs::{Clock, Line};
+use crate::until;
 use crate::watch::{Watches, watch};
+
+/// Before the profile in the name of its resource.
+const PREFIX: &str = "nvidia.com/mig-";
 
 /// How far a Job has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -59,6 +64,8 @@ pub struct Submitted {
 struct Known {
     /// The real node.
     node: String,
+    /// The profile that is not ours to watch.
+    beside: String,
     jobs: BTreeMap<String, BTreeMap<Step, Instant>>,
     /// Names of the Jobs by the uids of their Workloads, and of the pods by their Jobs.
     workloads: BTreeMap<String, String>,
@@ -81,17 +88,17 @@ pub struct Observer<'a> {
 }
 
 impl<'a> Observer<'a> {
-    /// Observes the Jobs of a namespace, the real node and its agent of now.
-    pub async fn new(real: &'a RealOperator<'a>, namespace: &str) -> Result<Self> {
+    /// Observes the Jobs of a namespace, the real node and its agent of now. `beside`: a profile that others have.
+    pub async fn new(real: &'a RealOperator<'a>, namespace: &str, beside: &str) -> Result<Self> {
         let client = real.rig.client().await?;
         let node = real.node.name().to_owned();
         let kubelet = real.rig.process(&format!("kubelet-{node}")).context("no kubelet")?;
-        let known = Arc::new(Mutex::new(Known { node, ..Known::default() }));
+        let known = Arc::new(Mutex::new(Known { node, beside: beside.to_owned(), ..Known::default() }));
         let workloads: Api<kueue::Workload> = Api::namespaced(client.clone(), namespace);
         let pods: Api<Pod> = Api::namespaced(client.clone(), namespace);
         let watches = Watches(vec![
             watch(workloads, known.clone(), Known::workload, |_, _| {}),
-            watch(pods, known.clone(), Known::pod, |_, _| {}),
+            watch(pods, known.clone(), Known::pod, Known::pod_gone),
             watch(Api::<MIGNode>::all(client.clone()), known.clone(), Known::mig_node, |_, _| {}),
             watch(Api::<Node>::all(client.clone()), known.clone(), Known::node, |_, _| {}),
         ]);
@@ -117,6 +124,18 @@ impl<'a> Observer<'a> {
         Ok(Submitted { name, profile, begun, kubelet_log })
     }
 
+    /// Whether a Job has reached a step, by the watches alone.
+    pub fn has_reached(&self, job: &Submitted, step: Step) -> bool {
+        self.known().jobs.get(&job.name).is_some_and(|steps| steps.contains_key(&step))
+    }
+
+    /// Removes a Job, and waits until its pods are gone.
+    pub async fn remove(&self, job: &Submitted) -> Result<()> {
+        self.jobs.delete(&job.name, &DeleteParams::background()).await?;
+        let gone = || self.known().pods.get(&job.name).is_none_or(BTreeSet::is_empty);
+        until(&format!("the pods of {} are gone", job.name), gone).await
+    }
+
     /// The steps that a Job has reached, in time since it was submitted.
     pub fn steps(&self, job: &Submitted) -> Result<BTreeMap<Step, Duration>> {
         let mut steps = {
@@ -140,7 +159,7 @@ impl<'a> Observer<'a> {
         });
         if let Some(made) = made {
             steps.insert(Step::Made, made);
-            steps.extend(self.acknowledged(job, made)?.map(|at| (Step::Acknowledged, at)));
+            steps.extend(self.acknowledged(job)?.map(|at| (Step::Acknowledged, at)));
         }
         let first = self.output(job)?.iter().filter_map(|line| line.stamp).min();
         steps.extend(first.map(|stamp| (Step::Running, self.clock.at(stamp))));
@@ -178,13 +197,23 @@ impl<'a> Observer<'a> {
     pub fn is_without(&self, profile: Option<&str>) -> bool {
         let known = self.known();
         let (Some(mig), Some((_, shown))) = (&known.mig, known.shown.last()) else { return false };
-        let is_it = |name: &str| profile.is_none_or(|profile| profile == name);
+        let is_it = |name: &str| name != known.beside && profile.is_none_or(|profile| profile == name);
         let mut wanted = mig.spec.gpus.iter().flat_map(|gpu| &gpu.slices);
         let mut there = mig.status.iter().flat_map(|status| &status.slices);
-        mig.spec.claims.is_empty()
+        let shows =
+            |(name, count): (&String, &u32)| *count > 0 && name.strip_prefix(PREFIX).is_some_and(is_it);
+        !known.is_claimed()
             && !wanted.any(|slice| is_it(&slice.profile))
             && !there.any(|slice| is_it(&slice.profile))
-            && shown.iter().all(|(name, count)| *count == 0 || profile.is_some_and(|p| *name != resource(p)))
+            && !shown.iter().any(shows)
+    }
+
+    /// Whether nothing is claimed on the real node, and it has an idle slice of the profile.
+    pub fn is_idle(&self, profile: &str) -> bool {
+        let known = self.known();
+        let Some(mig) = &known.mig else { return false };
+        let mut slices = mig.status.iter().flat_map(|status| &status.slices);
+        !known.is_claimed() && slices.any(|s| s.profile == profile && s.state == SliceState::Idle)
     }
 
     fn agent_log(&self) -> Result<Vec<Line>> {
@@ -193,18 +222,18 @@ impl<'a> Observer<'a> {
     }
 
     /// When the kubelet took up the list of devices with the slice in it.
-    fn acknowledged(&self, job: &Submitted, made: Instant) -> Result<Option<Instant>> {
+    fn acknowledged(&self, job: &Submitted) -> Result<Option<Instant>> {
         let mut log = File::open(&self.kubelet_log).context("open the kubelet's log")?;
         log.seek(SeekFrom::Start(job.kubelet_log))?;
         let mut text = String::new();
         log.read_to_string(&mut text).context("read the kubelet's log")?;
         let resource = format!("resourceName=\"{}\"", resource(&job.profile));
-        let mut lists = text
+        let lists = text
             .lines()
             .filter(|line| line.contains("Processed device updates") && line.contains(&resource))
             .filter(|line| !line.ends_with("healthyCount=0"))
             .filter_map(|line| self.clock.at_klog(line));
-        Ok(lists.find(|at| *at >= made))
+        Ok(lists.filter(|at| *at >= job.begun).min())
     }
 
     fn known(&self) -> MutexGuard<'_, Known> {
@@ -231,6 +260,12 @@ impl Known {
         self.mark(&job, Step::Bound, node.is_some());
     }
 
+    fn pod_gone(&mut self, pod: &Pod) {
+        for pods in self.pods.values_mut() {
+            pods.remove(&pod.name_any());
+        }
+    }
+
     fn mig_node(&mut self, mig: &MIGNode) {
         if mig.name_any() != self.node {
             return;
@@ -253,12 +288,16 @@ impl Known {
             node.status.as_ref().and_then(|status| status.allocatable.clone()).unwrap_or_default();
         let ours: BTreeMap<String, u32> = allocatable
             .into_iter()
-            .filter(|(name, _)| name.starts_with("nvidia.com/mig-"))
+            .filter(|(name, _)| name.starts_with(PREFIX))
             .filter_map(|(name, quantity)| Some((name, quantity.0.parse().ok()?)))
             .collect();
         if self.shown.last().is_none_or(|(_, last)| *last != ours) {
             self.shown.push((Instant::now(), ours));
         }
+    }
+
+    fn is_claimed(&self) -> bool {
+        self.mig.iter().flat_map(|mig| &mig.spec.claims).any(|claim| claim.profile != self.beside)
     }
 
     fn mark(&mut self, job: &str, step: Step, reached: bool) {
@@ -270,5 +309,5 @@ impl Known {
 
 /// The extended resource of a profile.
 pub fn resource(profile: &str) -> String {
-    format!("nvidia.com/mig-{profile}")
+    format!("{PREFIX}{profile}")
 }

@@ -61,7 +61,7 @@ impl Agent {
             return Some(PAUSE);
         }
         let recheck = step.recheck_at.map(|at| (at - now()).max(Duration::from_millis(1)));
-        recheck.into_iter().chain(kubelet_due).min()
+        recheck.into_iter().chain(kubelet_due).chain(self.look_for_ends()).min()
     }
 
     /// Makes the MIGNode again. The controller removes that of a Node that is gone; only a Node that is there gets a new one.

@@ -1,6 +1,7 @@
 //! How pods end, and what becomes of their slices.
 
 use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use k8s_openapi::api::batch::v1::Job;
@@ -78,7 +79,10 @@ fn a_slice_whose_pod_was_deleted_by_force_is_lent_to_nobody_until_its_process_en
         ensure!(slice.process == Some(PROCESS) && slice.uuid.as_ref() == Some(&one.uuid), "{slice:?}");
 
         world.real.gpu_state()?.remove_process(&one.uuid, PROCESS)?;
+        let ended = Instant::now();
         world.nothing_leaks(&[&two]).await?;
+        // Not only at the next full look at the GPUs, thirty seconds later.
+        ensure!(ended.elapsed() < Duration::from_secs(15), "the slice was free after {:?}", ended.elapsed());
         let three = world.start(namespace, "three", "1g.10gb").await?;
         ensure!(three.uuid == one.uuid, "the free slice was not used again: {one:?}\n{three:?}");
         world.is_undisturbed(namespace, &two).await
@@ -113,6 +117,7 @@ fn a_pod_that_ends_gracefully_keeps_its_slice_to_its_last_moment() {
         };
         let next = world.holder(namespace, "next").await?;
         ensure!(next.gpu == slow.gpu && next.gpu != other.gpu, "{slow:?}\n{next:?}");
+        world.says(namespace, &next.pod, "main", |line| line == "here").await?;
         let log = world.real.node.logs(namespace, &next.pod, "main")?;
         let first = said(&log, "here")?.context("next said nothing")?;
         ensure!(first > last, "next ran at {first}, {slow:?} until {last}");
@@ -131,10 +136,10 @@ fn a_slice_that_nvml_will_not_destroy_is_retried_and_reported_and_blocks_nobody_
     // Six failures are retried within thirteen seconds: 0.2 s, then twice as long each time.
     let faults = vec![json!({"function": "nvmlComputeInstanceDestroy", "nth": 1, "code": 19, "times": 6})];
     on_a_node_with(Gpus { faults, ..Gpus::a100(2) }, "not-destroyed", async |world, namespace| {
-        let (whole, big) = in_the_way(world, namespace).await?;
+        let (whole, small) = in_the_way(world, namespace).await?;
         world
             .until("the failure is reported", || async {
-                let slice = world.slice_of(&big).await?;
+                let slice = world.slice_of(&small).await?;
                 Ok(slice.is_some_and(|s| {
                     s.state == SliceState::Failed
                         && s.message.is_some_and(|m| m.contains("IN_USE") && m.contains("holds it"))
@@ -143,7 +148,7 @@ fn a_slice_that_nvml_will_not_destroy_is_retried_and_reported_and_blocks_nobody_
             .await?;
         nobody_else_waits(world, namespace).await?;
         let next = world.holder(namespace, "big").await?;
-        ensure!(next.gpu == big.gpu && next.uuid != big.uuid, "{big:?}\n{next:?}");
+        ensure!(next.gpu == small.gpu && next.uuid != small.uuid, "{small:?}\n{next:?}");
         let failures = world.agent_log().await?.matches("operation failed").count();
         ensure!(failures == 6, "{failures} failures");
         world.is_undisturbed(namespace, &whole).await?;

