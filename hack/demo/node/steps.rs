@@ -200,7 +200,7 @@ impl<'a> Observer<'a> {
         let is_it = |name: &str| name != known.beside && profile.is_none_or(|profile| profile == name);
         let mut wanted = mig.spec.gpus.iter().flat_map(|gpu| &gpu.slices);
         let mut there = mig.status.iter().flat_map(|status| &status.slices);
-        let shows =
+        let counts =
             |(name, count): (&String, &u32)| *count > 0 && name.strip_prefix(PREFIX).is_some_and(is_it);
         !known.is_claimed()
             && !wanted.any(|slice| is_it(&slice.profile))
