@@ -26,7 +26,7 @@ build-node: build
 	@hack/cluster/build node
 
 demo-node: build-node ## The same on a real node, as root: kubelet, containerd, containers on their slices (KEEP=1 leaves it up)
-	@target/debug/demo --node $(if $(KEEP),--keep)
+	@target/debug/demo node $(if $(KEEP),--keep)
 
 demo-down: ## End a cluster that `make demo KEEP=1` has left up
 	@target/debug/rig down
@@ -54,10 +54,10 @@ node: build-node ## The operator beside a real kubelet, containerd and runc
 	$(CARGO) test -p slicegate-rig --test node -- --test-threads=2
 
 bench-burst: build ## 50 one-slice Jobs at once on 4 nodes of 2 A100-40GB, 1 s per NVML create
-	@target/debug/demo --burst
+	@target/debug/demo burst
 
 bench-node: build-node ## Job created → container running on a real node, phase by phase, beside the same Job without Slicegate
-	@target/debug/demo --bench-node --json target/bench-node.json
+	@target/debug/demo bench-node --json target/bench-node.json
 
 generate: ## Write the CRDs from the types
 	UPDATE=1 $(CARGO) test -p slicegate --test component crds

@@ -13,7 +13,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use clap::Parser;
+use clap::{Parser, ValueEnum};
 use serde_json::{Value, json};
 use slicegate_rig::operator::{Operator, three_nodes};
 use slicegate_rig::{Options, Rig};
@@ -28,24 +28,31 @@ const SAMPLES: u32 = 20;
 /// Show Slicegate at work.
 #[derive(Parser)]
 struct Args {
+    /// What is shown.
+    #[arg(value_enum, default_value = "emulated")]
+    what: What,
     /// Leave the cluster up.
     #[arg(long)]
     keep: bool,
-    /// Only the burst: 50 Jobs at once on 4 nodes with 2 A100-40GB each, 1 s per NVML create.
-    #[arg(long, group = "what")]
-    burst: bool,
-    /// A real node with kubelet, containerd and containers, as root.
-    #[arg(long, group = "what")]
-    node: bool,
-    /// Only figures: Job created → container running on a real node, as root.
-    #[arg(long, group = "what")]
-    bench_node: bool,
-    /// Jobs for each of these figures.
-    #[arg(long, default_value_t = 20, requires = "bench_node")]
+    /// Jobs for each figure of bench-node.
+    #[arg(long, default_value_t = 20)]
     samples: usize,
-    /// Write the figures and each single time to a file, too.
-    #[arg(long, value_name = "FILE", requires = "bench_node")]
+    /// A file for the figures of bench-node and each single time.
+    #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+}
+
+/// What there is to be shown.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum What {
+    /// Samples, latency and burst on emulated nodes.
+    Emulated,
+    /// Only the burst: 50 Jobs at once on 4 nodes with 2 A100-40GB each, 1 s per NVML create.
+    Burst,
+    /// A real node with kubelet, containerd and containers, as root.
+    Node,
+    /// Only figures: Job created → container running on a real node, as root.
+    BenchNode,
 }
 
 #[tokio::main]
@@ -90,13 +97,15 @@ async fn run(args: &Args) -> Result<String> {
     }
     let operator = Operator::find()?;
     let rig = Rig::up(options).await?;
-    let summary = if args.node {
-        format!("demo-node: ok: {}", node::run(&rig).await?)
-    } else if args.bench_node {
-        format!("bench-node: {}", bench::run(&rig, args.samples, args.json.as_deref()).await?)
-    } else {
-        emulated(args, &rig, &operator).await?;
-        "demo: ok".to_owned()
+    let summary = match args.what {
+        What::Node => format!("demo-node: ok: {}", node::run(&rig).await?),
+        What::BenchNode => {
+            format!("bench-node: {}", bench::run(&rig, args.samples, args.json.as_deref()).await?)
+        }
+        What::Emulated | What::Burst => {
+            emulated(args.what, &rig, &operator).await?;
+            "demo: ok".to_owned()
+        }
     };
     if args.keep {
         let kubectl = rig.kubectl_path();
@@ -113,8 +122,8 @@ async fn run(args: &Args) -> Result<String> {
 }
 
 /// What is shown on emulated nodes.
-async fn emulated(args: &Args, rig: &Rig, operator: &Operator) -> Result<()> {
-    if args.burst {
+async fn emulated(what: What, rig: &Rig, operator: &Operator) -> Result<()> {
+    if what == What::Burst {
         rig.apply_kustomize("config/emulated").await?;
         rig.apply_kustomize("kueue").await?;
         operator.start_controller(rig).await?;

@@ -193,8 +193,9 @@ fn goals(rows: &[Row]) -> Vec<Goal> {
     let slow: Vec<Duration> =
         shipped(Kind::Made).filter(|row| row.setting.latencies).flat_map(Row::totals).collect();
     let made = percentile(&slow, 50);
-    let shows: Vec<Duration> = shipped(Kind::Made).flat_map(|row| row.since_before(Step::Shown)).collect();
-    let shown = percentile(&shows, 99);
+    let to_schedulable: Vec<Duration> =
+        shipped(Kind::Made).flat_map(|row| row.since_before(Step::Shown)).collect();
+    let shown = percentile(&to_schedulable, 99);
     let calls: u64 = rows.iter().filter(|row| row.kind == Kind::Reused).map(|row| row.nvml_calls).sum();
     let median = |kind| percentile(&shipped(kind).flat_map(Row::totals).collect::<Vec<_>>(), 50);
     let ratio = median(Kind::Reused).as_secs_f64() / median(Kind::Plain).as_secs_f64();
@@ -207,9 +208,13 @@ fn goals(rows: &[Row]) -> Vec<Goal> {
         },
         Goal {
             what: "kubelet has it → schedulable, p99",
-            found: format!("{} ms", shown.as_millis()),
+            found: format!(
+                "{} ms (p50 {} ms)",
+                shown.as_millis(),
+                percentile(&to_schedulable, 50).as_millis()
+            ),
             limit: format!("≤ {} ms", SHOWN.as_millis()),
-            reached: shown <= SHOWN && !shows.is_empty(),
+            reached: shown <= SHOWN && !to_schedulable.is_empty(),
         },
         Goal {
             what: "NVML calls for reused slices",

@@ -18,7 +18,7 @@ use slicegate::api::mig_node::SliceState;
 use slicegate::api::{MIGNode, kueue};
 use slicegate_rig::real_operator::RealOperator;
 
-use super::logs::{Clock, Line};
+use super::logs::{Clock, Line, at_klog};
 use crate::until;
 use crate::watch::{Watches, watch};
 
@@ -200,12 +200,12 @@ impl<'a> Observer<'a> {
         let is_it = |name: &str| name != known.beside && profile.is_none_or(|profile| profile == name);
         let mut wanted = mig.spec.gpus.iter().flat_map(|gpu| &gpu.slices);
         let mut there = mig.status.iter().flat_map(|status| &status.slices);
-        let shows =
+        let counts =
             |(name, count): (&String, &u32)| *count > 0 && name.strip_prefix(PREFIX).is_some_and(is_it);
         !known.is_claimed()
             && !wanted.any(|slice| is_it(&slice.profile))
             && !there.any(|slice| is_it(&slice.profile))
-            && !shown.iter().any(shows)
+            && !shown.iter().any(counts)
     }
 
     /// Whether nothing is claimed on the real node, and it has an idle slice of the profile.
@@ -232,7 +232,7 @@ impl<'a> Observer<'a> {
             .lines()
             .filter(|line| line.contains("Processed device updates") && line.contains(&resource))
             .filter(|line| !line.ends_with("healthyCount=0"))
-            .filter_map(|line| self.clock.at_klog(line));
+            .filter_map(at_klog);
         Ok(lists.filter(|at| *at >= job.begun).min())
     }
 
