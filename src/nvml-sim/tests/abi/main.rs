@@ -2,7 +2,7 @@
 //!
 //! A process has one configuration, so each scenario runs in a process of its own: see [`harness`].
 #![allow(unsafe_code, reason = "NVML's MIG functions are called as C functions")]
-#![allow(clippy::unwrap_used, reason = "all of it is test code")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "all of it is test code")]
 #![allow(clippy::borrow_as_ptr, reason = "calls read like C")]
 
 mod arguments;

@@ -227,7 +227,9 @@ fn changes_from_several_processes_are_all_kept() {
         let children: Vec<_> =
             ["100", "200"].into_iter().map(|step| scope.spawn(|| node.run(&test, step))).collect();
         rounds(&state, &made(&state), 300);
-        children.into_iter().for_each(|child| drop(child.join().unwrap()));
+        for child in children {
+            drop(child.join().unwrap());
+        }
     });
     let held = state.instances().unwrap()[0].processes();
     let expected: Vec<u32> =
