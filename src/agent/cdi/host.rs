@@ -71,7 +71,7 @@ impl Numbers {
         self.majors.get(driver).copied()
     }
 
-    /// The major number of `/dev/nvidia<n>` and `/dev/nvidiactl`. Drivers before 470 register it as `nvidia-frontend`.
+    /// The major number of `/dev/nvidia<n>` and `/dev/nvidiactl`. Older drivers register it as `nvidia-frontend`.
     pub(super) fn gpu_major(&self) -> Option<u32> {
         self.major("nvidia").or_else(|| self.major("nvidia-frontend"))
     }

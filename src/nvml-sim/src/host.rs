@@ -77,7 +77,7 @@ mod tests {
 
     #[test]
     fn the_numbers_are_those_of_real_drivers() {
-        // Read off real hosts: a DGX A100, and the last line of the table of a host with 32 GPUs.
+        // As in NVIDIA's tables: the first instances, and the very last entry for 32 GPUs.
         assert_eq!(capability_minor(0, 1, None), 12);
         assert_eq!(capability_minor(0, 1, Some(0)), 13);
         assert_eq!(capability_minor(31, 14, Some(7)), 4322);
