@@ -323,7 +323,8 @@ impl Gpus {
         let Some(view) = self.views.get_mut(&event.gpu) else { return };
         let Some(id) = event.instance else {
             let message = format!(
-                "GPU {index} reported XID {xid}; reset it (nvidia-smi -r -i {index}) or reboot the node once its pods are gone"
+                "GPU {index} reported XID {xid}; once its pods are gone, take the agent off the node (label \
+                 slicegate.dev/agent=paused), reset the GPU (nvidia-smi -r -i {index}) and remove the label, or reboot the node"
             );
             warn!(gpu = %event.gpu, xid, "critical error of the whole GPU");
             view.broken = Some(message.clone());

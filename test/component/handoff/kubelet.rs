@@ -130,11 +130,12 @@ fn others_who_use_up_the_kubelets_answers_are_told_of() {
 fn a_corrupt_checkpoint_is_told_of_and_frees_nothing() {
     on_node(async |mut rig: Rig| {
         let (pod, start) = in_use(&mut rig).await;
+        // The agent makes the kubelet write it anew; not before it is told of.
+        rig.kubelet.faults().updates.hold();
         std::fs::write(rig.kubelet.device_plugins().join(checkpoint::FILE), "{\"Data\":").unwrap();
         complains(&rig, "kubelet_internal_checkpoint is corrupt").await;
         assert_eq!((rig.state(start), rig.bindings().len()), (Some(InUse), 1));
-        // Whatever makes the kubelet write it anew.
-        rig.kubelet.break_stream(R1);
+        rig.kubelet.faults().updates.release();
         as_before(&rig, &pod, start).await;
     });
 }

@@ -9,6 +9,7 @@ mod holds;
 mod plugin;
 mod registrar;
 mod resources;
+mod trouble;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -37,6 +38,7 @@ use registrar::Registrar;
 pub use registrar::Registration;
 use resources::Resources;
 pub use resources::{ResourcesError, Seen, WHOLE_GPU};
+use trouble::Trouble;
 
 /// Pauses between looks while something is awaited, and the rest between looks while pods have slices.
 const PAUSES: [u64; 9] = [0, 2, 5, 10, 20, 50, 100, 250, 500];
@@ -45,8 +47,6 @@ const REST: Duration = Duration::from_secs(1);
 /// the agent takes no more than four fifths of them.
 const PACE: Duration = Duration::from_millis(25);
 const AT_ONCE: u32 = 4;
-/// How long the kubelet may be too busy with others before that is told.
-const BUSY: Duration = Duration::from_secs(2);
 /// Pause before the kubelet is made to write once more a checkpoint that cannot be read: it does so whenever it is told a list.
 const MEND: Duration = Duration::from_secs(10);
 
@@ -87,10 +87,10 @@ pub struct Kubelet {
     paced: Option<Instant>,
     /// Whether the kubelet has been asked to write its checkpoint and has not yet.
     asking: bool,
-    /// Since when no look has succeeded.
-    failing: Option<Instant>,
-    /// What is wrong with the registration, and with PodResources.
-    trouble: [Option<String>; 2],
+    /// What is wrong with the registration.
+    unregistered: Trouble,
+    /// What is wrong with what the kubelet says of itself.
+    unanswered: Trouble,
 }
 
 impl Kubelet {
@@ -136,8 +136,8 @@ impl Kubelet {
             last_look: None,
             paced: None,
             asking: false,
-            failing: None,
-            trouble: [None, None],
+            unregistered: Trouble::default(),
+            unanswered: Trouble::default(),
         })
     }
 
@@ -158,10 +158,10 @@ impl Kubelet {
     /// Takes in how a registration went.
     pub fn take_in_registration(&mut self, registration: Registration) {
         self.registered = registration == Registration::Registered;
-        self.trouble[0] = match registration {
+        self.unregistered.set(match registration {
             Registration::Failed(trouble) => Some(trouble),
             Registration::Registered | Registration::Lost => None,
-        };
+        });
         // What was acknowledged before is void.
         self.seen = None;
         self.wake();
@@ -175,23 +175,15 @@ impl Kubelet {
         let seen = match look {
             Ok(seen) => seen,
             Err(error) => {
-                let since = *self.failing.get_or_insert_with(Instant::now);
-                // Others may ask much for a moment.
-                if matches!(error, ResourcesError::Exhausted { .. }) && since.elapsed() < BUSY {
-                    return;
-                }
-                if self.trouble[1].is_none() {
+                if self.unanswered.set(Some(error.to_string())) {
                     warn!(%error, "the kubelet's word cannot be had; trying again");
                 }
-                self.trouble[1] = Some(error.to_string());
                 return;
             }
         };
-        self.failing = None;
-        if seen.checkpoint_error.is_some() && self.trouble[1] != seen.checkpoint_error {
+        if self.unanswered.set(seen.checkpoint_error.clone()) {
             warn!(error = seen.checkpoint_error, "who has what cannot be known for sure");
         }
-        self.trouble[1].clone_from(&seen.checkpoint_error);
         let mut ask = BTreeSet::new();
         if seen.checkpoint_error.is_some() && self.mended.is_none_or(|at| at.elapsed() > MEND) {
             self.mended = Some(Instant::now());
@@ -358,7 +350,7 @@ impl Kubelet {
         let awaited = !settled || unconfirmed || self.asking || self.seen.is_none();
         let pause = match PAUSES.get(self.looks) {
             Some(pause) if awaited || self.looks == 0 => Duration::from_millis(*pause),
-            _ if awaited || has_bindings || self.trouble[1].is_some() => REST,
+            _ if awaited || has_bindings || self.unanswered.is_there() => REST,
             _ => return None,
         };
         if self.look.as_ref().is_some_and(|look| !look.is_finished()) {
@@ -384,7 +376,7 @@ impl Kubelet {
 
     /// What stands in the way, for people.
     pub fn trouble(&self) -> Option<&str> {
-        self.trouble.iter().flatten().next().map(String::as_str)
+        self.unregistered.lasting().or_else(|| self.unanswered.lasting())
     }
 
     /// What the kubelet says.
