@@ -291,8 +291,10 @@ impl<'rig> RealNode<'rig> {
         let path = format!("{}:{path}", self.rig.repo().programs().display());
         let spec =
             self.program("containerd")?.arg(format!("--config={}", config.display())).env("PATH", path);
-        let containerd = self.rig.spawn(spec)?;
         let socket = self.path(SOCKET)?;
+        // A child that the last one was just starting may hold its socket open for a moment.
+        let _ = fs::remove_file(&socket);
+        let containerd = self.rig.spawn(spec)?;
         let deadline = Instant::now() + LIMIT;
         while UnixStream::connect(&socket).is_err() {
             if !containerd.is_running() || Instant::now() >= deadline {
