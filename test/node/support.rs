@@ -4,7 +4,7 @@ use std::fmt::Debug;
 use std::future::Future;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{Event, Node, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
@@ -16,6 +16,7 @@ use slicegate::api::kueue::Workload;
 use slicegate::api::mig_node::{SliceState, SliceStatus};
 use slicegate::api::{MIGNode, SlicePolicy};
 use slicegate_rig::real_operator::{Gpus, RealOperator, a100_node};
+use slicegate_rig::wait::{self, Found};
 use slicegate_rig::{Options, Rig};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -222,27 +223,9 @@ impl World<'_> {
     pub async fn until<T: Found, F: Future<Output = Result<T>>>(
         &self,
         what: &str,
-        mut condition: impl FnMut() -> F,
+        condition: impl FnMut() -> F,
     ) -> Result<T::Value> {
-        let deadline = tokio::time::Instant::now() + PATIENCE;
-        loop {
-            let late = tokio::time::Instant::now() > deadline;
-            match condition().await {
-                Ok(value) => {
-                    if let Some(found) = value.found() {
-                        return Ok(found);
-                    }
-                    if late {
-                        bail!("waited in vain until {what}");
-                    }
-                }
-                Err(error) if late => {
-                    return Err(error).with_context(|| format!("waited in vain until {what}"));
-                }
-                Err(_) => {}
-            }
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
+        wait::until(PATIENCE, what, condition).await
     }
 }
 
@@ -260,26 +243,6 @@ async fn state(rig: &Rig) -> String {
         told += &rig.kubectl(words).await.unwrap_or_else(|error| format!("{error:#}\n"));
     }
     told
-}
-
-/// What a condition can answer: yes or no, or the value that was waited for.
-pub trait Found {
-    type Value;
-    fn found(self) -> Option<Self::Value>;
-}
-
-impl Found for bool {
-    type Value = ();
-    fn found(self) -> Option<()> {
-        self.then_some(())
-    }
-}
-
-impl<T> Found for Option<T> {
-    type Value = T;
-    fn found(self) -> Self {
-        self
-    }
 }
 
 /// A container that runs a script with slices.
