@@ -13,8 +13,8 @@ use kube::{Api, ResourceExt};
 use serde_json::{Value, json};
 use slicegate::api::MIGNode;
 use slicegate::api::mig_node::SliceState;
+use slicegate_rig::OtherPlugin;
 
-use crate::plugin::OtherPlugin;
 use crate::support::{EMULATED, NODE, World, container, job, on_the_node};
 
 const OURS: &str = "nvidia.com/mig-1g.10gb";

@@ -6,6 +6,5 @@
 mod conflicts;
 mod containers;
 mod lifecycle;
-mod plugin;
 mod security;
 mod support;

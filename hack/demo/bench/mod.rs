@@ -74,7 +74,7 @@ pub async fn run(rig: &Rig, samples: usize, json: Option<&Path>) -> Result<Strin
         );
         rows.extend(reused(rig, &observer, setting, samples).await.context("a slice that is there")?);
     }
-    plugin.abort();
+    drop(plugin);
     let report = Report::new(rows);
     println!("\n{}", report.table());
     if let Some(file) = json {

@@ -1,4 +1,4 @@
-//! A device plugin of somebody else's.
+//! A device plugin of somebody else's on a real node: its devices are there, and containers get nothing with them.
 
 use std::pin::Pin;
 use std::time::Duration;
@@ -14,10 +14,13 @@ use slicegate_kubelet_api::device_plugin::{
 use slicegate_kubelet_api::socket;
 use slicegate_kubelet_api::tonic::service::Routes;
 use slicegate_kubelet_api::tonic::{self, Request, Response, Status};
-use slicegate_rig::RealNode;
+
 use tokio::runtime::{Builder, Runtime};
 
+use crate::real_node::RealNode;
+
 /// A plugin that runs until the value is dropped: then its connections end, as those of a process that is killed.
+#[derive(Debug)]
 pub struct OtherPlugin(Option<Runtime>);
 
 impl OtherPlugin {
