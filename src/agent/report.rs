@@ -4,13 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use slicegate_core::agent::{Holder, Report};
-use slicegate_core::geometry::Model;
+use slicegate_core::geometry::{Model, Place};
 use slicegate_core::id::GpuUuid;
 use slicegate_core::node::SliceState;
 use slicegate_core::time::Timestamp;
 
 use super::conflicts::Conflict;
-use super::nvml::{Found, GpuInfo};
+use super::nvml::GpuInfo;
 use crate::api::convert::mig::state_to_api;
 use crate::api::convert::time;
 use crate::api::mig_node::{
@@ -39,7 +39,7 @@ pub struct Facts<'a> {
     /// The slices.
     pub reports: &'a [Report],
     /// Foreign instances, by GPU.
-    pub foreign: &'a [(String, Found)],
+    pub foreign: &'a [Place],
     /// Boot id.
     pub boot_id: &'a str,
     /// Driver version.
@@ -73,11 +73,11 @@ pub fn status(now: Timestamp, facts: &Facts<'_>, before: &MIGNodeStatus) -> MIGN
         foreign: facts
             .foreign
             .iter()
-            .map(|(gpu, found)| ForeignInstance {
-                gpu: gpu.clone(),
-                profile: found.slice.profile.to_string(),
-                start: found.slice.start,
-                size: found.slice.size,
+            .map(|Place { gpu, slice }| ForeignInstance {
+                gpu: gpu.to_string(),
+                profile: slice.profile.to_string(),
+                start: slice.start,
+                size: slice.size,
             })
             .collect(),
         summary: Some(Summary {

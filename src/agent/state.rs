@@ -278,7 +278,7 @@ impl Agent {
             .collect();
         kubelet.take_in_look(look, &by_uuid);
         // What was given back is free once NVML shows nothing in it.
-        for gpu in kubelet.given_back().into_keys() {
+        for gpu in kubelet.given_back() {
             self.begin_look(&gpu);
         }
     }

@@ -126,7 +126,6 @@ impl StandIn {
     pub fn offer(&mut self, open: &Open, capacity: &BTreeMap<ProfileName, u32>) -> Shown {
         let places: Vec<Place> = open.0.iter().map(|(place, ..)| place.clone()).collect();
         if let Some(holders) = &self.holders {
-            self.bindings.restore(holders, &std::mem::take(&mut self.before));
             self.bindings.update(holders, &places);
         }
         let mut allocatable: BTreeMap<ProfileName, u32> = capacity.keys().map(|p| (p.clone(), 0)).collect();

@@ -249,6 +249,9 @@ impl Agent {
 
     /// Asks for MIG mode where it is off, if that is the agent's to do and nobody uses whole GPUs.
     fn ask_for_mig_mode(&mut self) {
+        if self.mig_modes.is_none() {
+            return;
+        }
         let obstacle = match &self.handoff {
             // Who has whole GPUs is not known yet.
             Handoff::Kubelet(kubelet) if kubelet.seen().is_none() => return,

@@ -1,5 +1,6 @@
 //! What the agent tells: the MIGNode's status, and Events about what has changed in it.
 
+use slicegate_core::geometry::Place;
 use slicegate_core::time::Timestamp;
 use tracing::warn;
 
@@ -9,7 +10,6 @@ use crate::agent::conflicts::{Signs, conflicts};
 use crate::agent::handoff::Handoff;
 use crate::agent::handoff::kubelet::WHOLE_GPU;
 use crate::agent::mig_mode::MigModes;
-use crate::agent::nvml::Found;
 use crate::agent::report::{self, Facts};
 use crate::agent::write_status;
 use crate::api::convert::now;
@@ -17,20 +17,10 @@ use crate::api::mig_node::MIGNodeStatus;
 
 impl Agent {
     pub(super) async fn report(&mut self, moment: Timestamp) -> kube::Result<()> {
-        let foreign: Vec<(String, Found)> = self
-            .gpus
-            .views()
-            .iter()
+        let views = self.gpus.views().iter();
+        let foreign: Vec<Place> = views
             .flat_map(|(uuid, view)| view.instances.iter().filter(|i| !i.ours).map(move |i| (uuid, i)))
-            .map(|(uuid, i)| {
-                let found = Found {
-                    id: i.id,
-                    slice: i.slice.clone(),
-                    compute: i.compute.clone(),
-                    processes: Vec::new(),
-                };
-                (uuid.to_string(), found)
-            })
+            .map(|(uuid, i)| Place::new(uuid, &i.slice))
             .collect();
         let damage = self.book.lock().journal.damage.clone();
         let mut problems = self.gpus.problems.clone();
@@ -93,6 +83,7 @@ impl Agent {
             warn!(%error, "cannot report that the agent ends");
         }
     }
+
     /// Who has or could get whole GPUs of the node.
     pub(super) fn whole_gpu_use(&self) -> Option<String> {
         let signs = self.signs();

@@ -227,8 +227,8 @@ impl Kubelet {
             }
             self.unexplained = unexplained.into_iter().map(|(token, pod)| (token.profile, pod)).collect();
         }
-        for profile in ask {
-            self.tell(&profile, true);
+        if !ask.is_empty() {
+            self.tell(&ask, true);
             self.wake();
         }
         if self.registered {
@@ -270,16 +270,11 @@ impl Kubelet {
         self.strategy == Strategy::Envvar && note.is_some_and(|note| note.uuid != uuid)
     }
 
-    /// GPUs of slices that the kubelet says are given back, and since when.
-    pub fn given_back(&self) -> BTreeMap<GpuUuid, Instant> {
-        let mut gpus = BTreeMap::new();
-        for (_, place, note) in self.book.lock().bindings() {
-            if let Some(over) = note.over {
-                let since = gpus.entry(place.gpu.clone()).or_insert(over);
-                *since = (*since).max(over);
-            }
-        }
-        gpus
+    /// GPUs of slices that the kubelet says are given back.
+    pub fn given_back(&self) -> BTreeSet<GpuUuid> {
+        let book = self.book.lock();
+        let over = book.bindings().filter(|(_, _, note)| note.over.is_some());
+        over.map(|(_, place, _)| place.gpu.clone()).collect()
     }
 
     /// After a look of NVML at a GPU, begun at `begun`: what was given back before is free, or held by what lives on in it.
@@ -309,8 +304,7 @@ impl Kubelet {
         }
         let profiles: Vec<ProfileName> = self.book.lock().tokens.counts().keys().cloned().collect();
         let before = self.lists.profiles().len();
-        let told: Vec<bool> = profiles.iter().map(|profile| self.tell(profile, false)).collect();
-        if told.contains(&true) {
+        if self.tell(&profiles, false) {
             // However long nothing was awaited: the kubelet takes it up at once.
             self.wake();
         }
@@ -384,12 +378,16 @@ impl Kubelet {
         self.seen.as_ref()
     }
 
-    /// Tells the kubelet the list of a profile. Whether it was to be told.
-    fn tell(&self, profile: &ProfileName, again: bool) -> bool {
+    /// Tells the kubelet the lists of these profiles. `again`: also those that are nothing new. Whether one was new.
+    fn tell<'a>(&self, profiles: impl IntoIterator<Item = &'a ProfileName>, again: bool) -> bool {
         let book = self.book.lock();
-        let count = book.tokens.counts().get(profile).copied().unwrap_or(0);
-        let healthy = book.tokens.healthy().remove(profile).unwrap_or_default();
-        self.lists.tell(profile, count, &healthy, again)
+        let mut healthy = book.tokens.healthy();
+        let mut is_new = false;
+        for profile in profiles {
+            let count = book.tokens.counts().get(profile).copied().unwrap_or(0);
+            is_new |= self.lists.tell(profile, count, &healthy.remove(profile).unwrap_or_default(), again);
+        }
+        is_new
     }
 }
 
