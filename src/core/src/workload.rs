@@ -179,6 +179,11 @@ impl Workload {
         self.reservation.is_some() && !self.finished
     }
 
+    /// Whether all our checks say Ready.
+    pub fn passed(&self) -> bool {
+        self.checks.iter().all(|c| c.state == CheckState::Ready)
+    }
+
     /// What one of its pod sets asks for, while it has quota and that is known.
     pub fn demand_of(&self, pod_set: &PodSetName) -> Option<&PodSetDemand> {
         let Demand::Slices(pod_sets) = &self.reservation.as_ref()?.demand else { return None };

@@ -15,7 +15,7 @@ use super::{Action, Pass};
 use crate::hands::{self, Hands};
 use crate::id::{Attempt, NodeName, PodSetName, WorkloadUid};
 use crate::ledger::Ledger;
-use crate::node::{Node, ObservedSlice, SliceState};
+use crate::node::{Claim, Node, ObservedSlice, SliceState};
 use crate::profile::ProfileName;
 use crate::time::Timestamp;
 use crate::workload::{Check, CheckState, Demand, Nodes, PodSetDemand, Reservation, Workload};
@@ -30,7 +30,8 @@ impl Pass<'_> {
     pub(super) fn admit(&mut self) {
         let mut open: Vec<(&Workload, &Reservation)> =
             self.world.workloads.values().filter_map(|w| Some((w, w.open()?))).collect();
-        open.sort_by_key(|(w, r)| (r.since, &w.key));
+        // What has been let in comes first: what it has lost, it needs at once.
+        open.sort_by_key(|(w, r)| (!w.passed(), r.since, &w.key));
         let mut promised = self.promised();
         for (workload, reservation) in open {
             self.admit_one(workload, reservation, &mut promised);
@@ -43,7 +44,7 @@ impl Pass<'_> {
         }
         // What runs keeps running, whatever becomes of the policy or the flavor that let it in.
         let runs = workload.admitted;
-        let passed = workload.checks.iter().all(|c| c.state == CheckState::Ready);
+        let passed = workload.passed();
         let demand = match &reservation.demand {
             Demand::Unknown(_) | Demand::Invalid(_) if runs => return,
             Demand::Slices(demand) => demand,
@@ -74,6 +75,9 @@ impl Pass<'_> {
         }
         if let Err(obstacle) = self.place(workload, &reservation.attempt, demand) {
             return self.turn_away(workload, reservation, passed, &obstacle.0);
+        }
+        if passed {
+            self.promise_more(workload, &reservation.attempt, promised);
         }
         if self.schedulable(workload, reservation, demand, passed, promised) {
             let label: Vec<PodSetName> = demand.iter().map(|p| p.name.clone()).collect();
@@ -300,6 +304,22 @@ impl Pass<'_> {
             }
         }
         promised
+    }
+
+    /// Adds to what is promised the claims that a workload that has passed is to have from now on: nobody else is told that
+    /// slices for them are his.
+    fn promise_more(&self, workload: &Workload, attempt: &Attempt, promised: &mut Promised) {
+        let theirs = |claim: &&Claim| claim.workload.uid == workload.key.uid && claim.attempt == *attempt;
+        for (name, book) in &self.books {
+            let confirmed =
+                self.world.nodes.get(name).and_then(|n| n.mig.as_ref()).map(|m| &m.confirmed.claims);
+            for claim in book.claims().iter().filter(theirs) {
+                let same = |c: &&Claim| theirs(c) && c.pod_set == claim.pod_set && c.profile == claim.profile;
+                let before = confirmed.into_iter().flatten().find(same).map_or(0, |c| c.slices);
+                let more = claim.slices.saturating_sub(before);
+                *promised.slices.entry((name.clone(), claim.profile.clone())).or_default() += more;
+            }
+        }
     }
 
     /// Sets every check of the workload that does not say so already.

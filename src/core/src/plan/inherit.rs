@@ -9,7 +9,8 @@ use std::collections::BTreeMap;
 
 use super::{Pass, Snapshot};
 use crate::id::WorkloadUid;
-use crate::workload::Workload;
+use crate::node::Claim;
+use crate::workload::{Demand, Reservation, Workload};
 
 /// For each uid of a Workload that has an heir: the uid of its last heir.
 pub(super) type Heirs = BTreeMap<WorkloadUid, WorkloadUid>;
@@ -75,13 +76,24 @@ impl Pass<'_> {
     }
 
     /// Enters the claims of Workloads that have been replaced as their heirs', once these have quota: the pods that run on
-    /// them keep their slices.
+    /// them keep their slices. What the heir does not ask for, or what an earlier reservation has left, is released in its
+    /// own time.
     pub(super) fn inherit(&mut self) {
         for (old, heir) in &self.heirs {
             let Some(heir) = self.world.workloads.get(heir).filter(|w| w.entitled()) else { continue };
-            let Some(reservation) = &heir.reservation else { continue };
+            let Some(Reservation { attempt, demand: Demand::Slices(demand), .. }) = &heir.reservation else {
+                continue;
+            };
+            let last = self.world.workloads.get(old).and_then(|w| w.reservation.as_ref()).map(|r| &r.attempt);
+            let wanted = |claim: &Claim| {
+                let pod_set = demand.iter().find(|pod_set| pod_set.name == claim.pod_set);
+                let each = pod_set.and_then(|pod_set| pod_set.slices.get(&claim.profile)).copied();
+                claim.workload.uid == *old
+                    && last.is_none_or(|last| *last == claim.attempt)
+                    && each.is_some_and(|each| each * claim.pods == claim.slices)
+            };
             for book in self.books.values_mut() {
-                book.transfer_claims(old, &heir.key, &reservation.attempt);
+                book.transfer_claims(wanted, &heir.key, attempt);
             }
         }
     }

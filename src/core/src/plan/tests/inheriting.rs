@@ -1,20 +1,11 @@
-use super::world::{World, pod_set};
+use super::world::World;
 use crate::geometry::tests::{a30, a100};
-use crate::id::WorkloadUid;
+use crate::id::{PodUid, WorkloadUid};
 use crate::node::SliceState;
 use crate::plan::Action;
-use crate::workload::{CheckState, Demand};
+use crate::workload::CheckState;
 
-/// Kueue scales a job up: a Workload of the new size replaces the old one, which is finished once the new one has quota.
-fn scale_up(world: &mut World, old: &str, new: &str, pods: u32) {
-    world.submit(new, pods, &[("1g.10gb", 1)]);
-    let successor = world.workload_mut(new);
-    (successor.replaces, successor.owner) = (Some(old.into()), Some("job-uid".into()));
-    let predecessor = world.workload_mut(old);
-    (predecessor.finished, predecessor.replaced) = (true, true);
-}
-
-fn one_running() -> (World, crate::id::PodUid) {
+fn one_running() -> (World, PodUid) {
     let mut world = World::with_nodes(&[&[a100()]]);
     world.submit("first", 1, &[("1g.10gb", 1)]);
     world.settle();
@@ -28,7 +19,7 @@ fn one_running() -> (World, crate::id::PodUid) {
 fn a_workload_that_replaces_another_takes_over_its_claims_and_pods() {
     let (mut world, pod) = one_running();
     let held = world.held[&pod].clone();
-    scale_up(&mut world, "first", "second", 3);
+    world.replace("first", "second", 2);
     world.settle();
     assert_eq!(world.claims("first"), [].into());
     assert_eq!(world.claims("second"), [("n0".to_owned(), 3)].into());
@@ -48,11 +39,8 @@ fn a_workload_that_replaces_another_takes_over_its_claims_and_pods() {
 #[test]
 fn claims_are_handed_on_over_several_replacements_even_of_workloads_that_are_gone() {
     let (mut world, _) = one_running();
-    scale_up(&mut world, "first", "second", 2);
-    scale_up(&mut world, "second", "third", 3);
-    world.snap.workloads.remove(&WorkloadUid::new("second"));
-    scale_up(&mut world, "first", "second", 2);
-    scale_up(&mut world, "second", "third", 3);
+    world.replace("first", "second", 1);
+    world.replace("second", "third", 1);
     world.settle();
     assert_eq!(world.claims("third"), [("n0".to_owned(), 3)].into());
     // Only the label on the pods is left of the first two; their owner says whose they are.
@@ -70,10 +58,7 @@ fn what_runs_on_is_not_released_while_the_successor_waits_for_room() {
     world.settle();
     let pod = world.create_pod("first");
     world.settle();
-    world.submit_demand("second", Demand::Slices(vec![pod_set(2, &[("4g.24gb", 1)])]));
-    world.workload_mut("second").replaces = Some("first".into());
-    let first = world.workload_mut("first");
-    (first.finished, first.replaced) = (true, true);
+    world.replace("first", "second", 1);
     world.settle();
     assert_eq!(world.claims("second"), [("n0".to_owned(), 1)].into(), "what runs is claimed");
     assert_eq!(world.state("second"), CheckState::Pending);
