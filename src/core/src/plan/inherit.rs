@@ -1,9 +1,9 @@
 //! Elastic jobs: a Workload that takes over from another.
 //!
 //! When an elastic job is scaled up, Kueue makes a Workload of the new size that names the one it replaces, and finishes the
-//! old one (`WorkloadSliceReplaced`) as soon as the new one has quota, before any check of it has passed
-//! (`pkg/scheduler/scheduler.go`; KEP-77). The pods go on running, and bear the old Workload's uid for as long as they
-//! live, as do those that are made from the same template later.
+//! old one as soon as the new one has quota, before any check of it has passed (KEP-77). The reason is `WorkloadSliceReplaced` or
+//! `OutOfSync`, depending on whether its scheduler or its job reconciler comes first. The pods go on running, and bear the old
+//! Workload's uid for as long as they live, as do those that are made from the same template later.
 
 use std::collections::BTreeMap;
 
@@ -31,13 +31,13 @@ pub(super) fn heirs<'a>(world: &'a Snapshot) -> Heirs {
         // A ring of names, which a person could write, must not be followed for ever.
         for _ in 0..world.workloads.len() {
             let key = (&*workload.key.namespace, &*workload.key.name);
-            let Some(successor) = successors.get(&key).filter(|_| workload.replaced) else { break };
+            let Some(successor) = successors.get(&key).filter(|_| workload.finished) else { break };
             workload = successor;
         }
         workload.key.uid.clone()
     };
     let mut heirs = Heirs::new();
-    for workload in world.workloads.values().filter(|w| w.replaced) {
+    for workload in world.workloads.values().filter(|w| w.finished) {
         let heir = last(workload);
         if heir != workload.key.uid {
             heirs.insert(workload.key.uid.clone(), heir);
@@ -60,7 +60,7 @@ pub(super) fn heirs<'a>(world: &'a Snapshot) -> Heirs {
             w.owner.as_ref() == Some(owner)
                 && w.key.namespace == pod.key.namespace
                 && w.replaces.is_some()
-                && !w.replaced
+                && !w.finished
         });
         if let (Some(heir), None) = (of_owner.next(), of_owner.next()) {
             heirs.insert(old.clone(), heir.key.uid.clone());
