@@ -8,6 +8,7 @@ use kube::ResourceExt;
 use slicegate_core::constraints::Constraints;
 use slicegate_core::workload::Policy;
 
+use super::gate::presence::Presence;
 use crate::api::convert::workload::Checks;
 use crate::api::{SlicePolicy, SlicePolicySpec, SliceReuse, kueue, names};
 
@@ -23,7 +24,7 @@ pub struct Verdict {
     pub generation: i64,
     /// Whether workloads can pass it.
     pub active: bool,
-    /// `Active` or `BadParametersRef`, Kueue's own reasons.
+    /// `Active` or `BadParametersRef`, Kueue's own reasons, or `GateMissing`.
     pub reason: &'static str,
     /// What is wrong, and what to do.
     pub message: String,
@@ -35,9 +36,19 @@ pub struct Book {
     checks: BTreeMap<String, kueue::AdmissionCheck>,
     policies: BTreeMap<String, SlicePolicySpec>,
     resolved: Checks,
+    /// Why no check can be passed, if pods are not gated: they would take slices past the queue.
+    gate_missing: Option<&'static str>,
 }
 
 impl Book {
+    /// Takes in whether pods are gated.
+    pub fn set_gate(&mut self, presence: Presence) {
+        self.gate_missing = match presence {
+            Presence::Gated => None,
+            Presence::Missing(message) => Some(message),
+        };
+    }
+
     /// Takes in an AdmissionCheck, which may be another controller's.
     pub fn set_check(&mut self, check: kueue::AdmissionCheck) {
         if check.spec.controller_name == names::CONTROLLER_NAME {
@@ -113,6 +124,9 @@ impl Book {
 
     fn verdict(&self, check: &kueue::AdmissionCheck) -> Verdict {
         let (active, reason, message) = match self.policy_of(check) {
+            _ if self.gate_missing.is_some() => {
+                (false, "GateMissing", self.gate_missing.unwrap_or_default().to_owned())
+            }
             Ok(_) => (true, "Active", "Slices are reserved for the workloads of this check.".to_owned()),
             Err(error) => (false, "BadParametersRef", error),
         };
@@ -205,6 +219,18 @@ mod tests {
 
         book.set_check(check(Some(("ConfigMap", "x"))));
         assert!(book.stale()[0].message.contains("names a ConfigMap"));
+    }
+
+    #[test]
+    fn every_check_is_inactive_while_pods_are_not_gated() {
+        let mut book = Book::default();
+        book.set_check(check(None));
+        book.set_gate(Presence::Missing("Apply config/default again."));
+        let verdict = book.stale().remove(0);
+        assert_eq!((verdict.active, verdict.reason), (false, "GateMissing"));
+        assert_eq!(verdict.message, "Apply config/default again.");
+        book.set_gate(Presence::Gated);
+        assert!(book.stale()[0].active);
     }
 
     #[test]

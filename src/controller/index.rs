@@ -16,6 +16,7 @@ use slicegate_core::time::Timestamp;
 use slicegate_core::workload::Workload;
 
 use super::checks::{self, Book};
+use super::gate::presence::Presence;
 use crate::api::convert::{mig, node as host, pod, workload};
 use crate::api::{MIGNode, SlicePolicy, kueue, names};
 
@@ -48,10 +49,12 @@ pub enum Update {
     Policy(Change<SlicePolicy>),
     /// A ResourceFlavor.
     Flavor(Change<kueue::ResourceFlavor>),
+    /// Whether pods are gated.
+    Gate(Presence),
 }
 
-/// Kinds of which nothing may be decided before the first complete list has come.
-const KINDS: usize = 7;
+/// Kinds of which nothing may be decided before the first complete list has come, and the gate.
+const KINDS: usize = 8;
 
 /// How many deleted pods are remembered: far more than are deleted while a list is being read.
 const DEAD: usize = 16_384;
@@ -113,7 +116,7 @@ impl Index {
 
     /// The kinds of which no complete list has been seen.
     pub fn waiting_for(&self) -> Vec<&'static str> {
-        ["Node", "MIGNode", "Pod", "Workload", "AdmissionCheck", "SlicePolicy", "ResourceFlavor"]
+        ["Node", "MIGNode", "Pod", "Workload", "AdmissionCheck", "SlicePolicy", "ResourceFlavor", "gate"]
             .into_iter()
             .filter(|kind| !self.synced.contains(kind))
             .collect()
@@ -204,6 +207,10 @@ impl Index {
                     },
                 );
                 self.convert_workloads();
+            }
+            Update::Gate(presence) => {
+                self.checks.set_gate(presence);
+                self.synced.insert("gate");
             }
         }
     }

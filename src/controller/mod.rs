@@ -5,6 +5,7 @@
 //! is in the MIGNodes and Workloads, or is decided again.
 
 pub mod checks;
+pub mod gate;
 pub mod index;
 mod metrics;
 mod watches;
@@ -47,6 +48,9 @@ pub struct Args {
     /// Seconds that an agent may take to take up a new MIGNode spec before its node gets no more workloads.
     #[arg(long, default_value_t = 15, value_name = "SECONDS")]
     pub agent_silence: u64,
+    /// The gate's webhook.
+    #[command(flatten)]
+    pub gate: gate::Args,
 }
 
 /// Why the controller cannot go on.
@@ -114,7 +118,7 @@ pub async fn run(
 ) -> Result<(), Error> {
     check_served(&clients.calls).await?;
     let (updates, seen) = mpsc::channel::<Update>(1024);
-    let watches = tokio::spawn(follow_all(clients.watches, updates));
+    let watches = tokio::spawn(follow_all(clients.watches, args.gate.gate_webhook, updates));
     let limits = Limits { agent_silence: Duration::from_secs(args.agent_silence), ..Limits::default() };
     let (messages, inbox) = mpsc::unbounded_channel();
     let controller = Controller {
@@ -166,7 +170,7 @@ where
     }
 }
 
-async fn follow_all(client: Client, updates: mpsc::Sender<Update>) -> &'static str {
+async fn follow_all(client: Client, gate_webhook: bool, updates: mpsc::Sender<Update>) -> &'static str {
     use watches::follow;
     let (c, u) = (|| client.clone(), || updates.clone());
     tokio::select! {
@@ -177,6 +181,7 @@ async fn follow_all(client: Client, updates: mpsc::Sender<Update>) -> &'static s
         () = follow::<kueue::AdmissionCheck>(c(), Update::Check, u()) => "AdmissionChecks",
         () = follow::<SlicePolicy>(c(), Update::Policy, u()) => "SlicePolicies",
         () = follow::<kueue::ResourceFlavor>(c(), Update::Flavor, u()) => "ResourceFlavors",
+        () = gate::presence::follow(c(), gate_webhook, u()) => "the gate",
     }
 }
 
