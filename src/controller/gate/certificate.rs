@@ -158,9 +158,9 @@ mod tests {
     fn what_is_made_is_read_again_with_its_names_and_its_end() {
         let hosts = BTreeSet::from(["127.0.0.1".to_owned(), "a.b.svc".to_owned(), "::1".to_owned()]);
         let now = Timestamp(1_800_000_000_000);
-        let issued = issue(&hosts, now, Duration::from_secs(60)).unwrap();
+        let issued = issue(&hosts, now, Duration::from_mins(1)).unwrap();
         assert_eq!(issued.certificate.hosts, hosts);
-        assert_eq!(issued.certificate.expires, now + Duration::from_secs(60));
+        assert_eq!(issued.certificate.expires, now + Duration::from_mins(1));
         assert_eq!(issued.authority.expires, issued.certificate.expires);
         let bundle = format!("{}{}", issued.authority.pem, issued.certificate.pem);
         assert_eq!(Certificate::read_all(&bundle).unwrap(), [issued.authority, issued.certificate]);

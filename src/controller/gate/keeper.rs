@@ -199,7 +199,7 @@ impl Keeper {
         };
         match written {
             Ok(_) => {
-                info!(until = %crate::api::convert::time(held.current.certificate.expires).0, "certificates of the gate webhook written")
+                info!(until = %crate::api::convert::time(held.current.certificate.expires).0, "certificates of the gate webhook written");
             }
             Err(error) if code(&error) == Some(409) => debug!("another replica was first"),
             Err(error) => return Err(KeepError::api("cannot write Secret slicegate-gate")(error)),
@@ -234,7 +234,7 @@ impl Keeper {
             Ok(_) => info!("caBundle of the gate webhook written"),
             // A failed test is 422.
             Err(error) if matches!(code(&error), Some(404 | 409 | 422)) => {
-                debug!(%error, "the configuration has changed")
+                debug!(%error, "the configuration has changed");
             }
             Err(error) => {
                 return Err(KeepError::api(

@@ -4,7 +4,7 @@
 //! Which of the two, is chosen at install time: `config/default` or `config/webhook`. [`presence`] finds out whether one of them
 //! is there. The webhook runs in every replica of the controller, leader or not: what it answers depends on the pod alone.
 
-mod certificate;
+pub mod certificate;
 mod files;
 pub mod keeper;
 pub mod pod;
@@ -126,9 +126,7 @@ impl Gate {
             return Err(GateError::Lifetimes { certificate, trust });
         }
         let address = args.webhook_listen;
-        let listen = |source| GateError::Listen { address, source };
-        let listener = TcpListener::bind(address).map_err(listen)?;
-        listener.set_nonblocking(true).map_err(listen)?;
+        let listener = TcpListener::bind(address).map_err(|source| GateError::Listen { address, source })?;
 
         let shown = Shown::default();
         if let Some(folder) = args.webhook_cert_dir.clone() {
@@ -159,21 +157,20 @@ impl Gate {
                 GateError::Ended("nobody keeps its certificates".to_owned())
             });
         }
-        gate.serve(listener, shown.server_config()?).map_err(listen)?;
-        info!(%address, "the gate webhook answers");
-        Ok(gate)
-    }
-
-    fn serve(&mut self, listener: TcpListener, config: rustls::ServerConfig) -> std::io::Result<()> {
-        let config = RustlsConfig::from_config(Arc::new(config));
-        let server = axum_server::from_tcp_rustls(listener, config)?.handle(self.handle.clone());
-        self.parts.spawn(async move {
-            match server.serve(review::router().into_make_service()).await {
+        let serving = serve(listener, &shown, gate.handle.clone())?;
+        gate.parts.spawn(async move {
+            match serving.await {
                 Ok(()) => GateError::Ended("it was told to".to_owned()),
                 Err(error) => GateError::Ended(error.to_string()),
             }
         });
-        Ok(())
+        info!(%address, "the gate webhook answers");
+        Ok(gate)
+    }
+
+    /// Where it listens; `None` without `--gate-webhook`.
+    pub async fn address(&self) -> Option<SocketAddr> {
+        if self.parts.is_empty() { None } else { self.handle.listening().await }
     }
 
     /// Resolves when a part of it has ended, which none should.
@@ -194,4 +191,18 @@ impl Gate {
         self.handle.graceful_shutdown(Some(GOODBYE));
         self.failed().await;
     }
+}
+
+/// The webhook on a listener, until `handle` ends it.
+pub fn serve(
+    listener: TcpListener,
+    shown: &Shown,
+    handle: Handle<SocketAddr>,
+) -> Result<impl Future<Output = std::io::Result<()>> + use<>, GateError> {
+    let config = RustlsConfig::from_config(Arc::new(shown.server_config()?));
+    let address = listener.local_addr().unwrap_or(SocketAddr::from(([0, 0, 0, 0], 0)));
+    let listen = |source| GateError::Listen { address, source };
+    listener.set_nonblocking(true).map_err(listen)?;
+    let server = axum_server::from_tcp_rustls(listener, config).map_err(listen)?.handle(handle);
+    Ok(server.serve(review::router().into_make_service()))
 }

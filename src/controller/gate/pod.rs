@@ -1,4 +1,4 @@
-//! Which pods are gated, and how: what `config/gate/policy/gate.yaml` says in CEL, as a function.
+//! Which pods are gated, and how: what `config/policy/gate.yaml` says in CEL, as a function.
 
 use serde_json::{Value, json};
 use slicegate_core::profile::RESOURCE_PREFIX;

@@ -50,7 +50,7 @@ struct Sights {
 const PRESENT: Sight = Sight::Present { callable: true };
 
 /// Whether pods are gated.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Presence {
     /// By the MutatingAdmissionPolicy or by the webhook.
     Gated,
@@ -104,26 +104,44 @@ pub async fn follow(client: Client, serving: bool, updates: mpsc::Sender<Update>
     }
 }
 
-/// Says what the sights come to: at once that pods are gated, and after a while that they are not.
+/// What was told, and when more is to be told.
+#[derive(Default)]
+struct Teller {
+    told: Option<Presence>,
+    missing_since: Option<Instant>,
+}
+
+impl Teller {
+    /// What is to be told now, if anything: at once that pods are gated, and after a while that they are not.
+    fn take_in(&mut self, presence: Option<Presence>, now: Instant) -> Option<Presence> {
+        let missing = matches!(presence, Some(Presence::Missing(_)));
+        self.missing_since = missing.then(|| self.missing_since.unwrap_or(now));
+        let news = presence.filter(|_| self.due().is_none_or(|due| now >= due));
+        let news = news.filter(|presence| self.told != Some(*presence))?;
+        self.told = Some(news);
+        Some(news)
+    }
+
+    /// When it is certain that a gate is missing.
+    fn due(&self) -> Option<Instant> {
+        self.missing_since.map(|since| since + GRACE)
+    }
+}
+
 async fn tell(mut seen: watch::Receiver<Sights>, serving: bool, updates: mpsc::Sender<Update>) {
-    let mut told: Option<Presence> = None;
-    let mut missing_since: Option<Instant> = None;
+    let mut teller = Teller::default();
     loop {
         let presence = judge(*seen.borrow_and_update(), serving);
-        let missing = matches!(presence, Some(Presence::Missing(_)));
-        missing_since = missing.then(|| missing_since.unwrap_or_else(Instant::now));
-        let due = missing_since.map(|since| since + GRACE);
-        let ripe = due.is_none_or(|due| Instant::now() >= due);
-        if let Some(presence) = presence.filter(|presence| ripe && told.as_ref() != Some(presence)) {
-            debug!(?presence, "gate");
-            told = Some(presence.clone());
-            if updates.send(Update::Gate(presence)).await.is_err() {
+        if let Some(news) = teller.take_in(presence, Instant::now()) {
+            debug!(?news, "gate");
+            if updates.send(Update::Gate(news)).await.is_err() {
                 return;
             }
         }
+        let due = teller.due().filter(|due| *due > Instant::now());
         tokio::select! {
             changed = seen.changed() => if changed.is_err() { return },
-            () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() && !ripe => {}
+            () = async { sleep_until(due.unwrap_or_else(Instant::now)).await }, if due.is_some() => {}
         }
     }
 }
@@ -153,17 +171,15 @@ where
                 Err(error) => break Some(error),
             }
         };
-        match error.as_ref().and_then(code) {
+        let answer = error.as_ref().and_then(code);
+        match answer {
             Some(404) => set(Sight::NotServed),
             Some(403) => set(Sight::Forbidden),
             // What was seen last is what counts until the watch is there again.
             _ => {}
         }
-        if let Some(error) = error {
-            match code(&error) {
-                Some(404) => debug!(%kind, "not served"),
-                _ => warn!(%kind, %error, "watch interrupted; trying again"),
-            }
+        if let Some(error) = error.filter(|_| answer != Some(404)) {
+            warn!(%kind, %error, "watch interrupted; trying again");
         }
         sleep(pause).await;
         pause = (pause * 2).min(LONGEST);
@@ -174,8 +190,8 @@ fn code(error: &watcher::Error) -> Option<u16> {
     match error {
         watcher::Error::InitialListFailed(kube::Error::Api(status))
         | watcher::Error::WatchStartFailed(kube::Error::Api(status))
-        | watcher::Error::WatchFailed(kube::Error::Api(status)) => Some(status.code),
-        watcher::Error::WatchError(status) => Some(status.code),
+        | watcher::Error::WatchFailed(kube::Error::Api(status))
+        | watcher::Error::WatchError(status) => Some(status.code),
         _ => None,
     }
 }
@@ -230,28 +246,34 @@ mod tests {
         assert!(missing(sights(Sight::Forbidden, unserved, absent), false).contains("Apply config/rbac."));
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn a_gate_that_is_replaced_is_not_missed_and_one_that_is_gone_is() {
-        let (sights_sender, seen) = watch::channel(sights(PRESENT, PRESENT, Sight::Absent));
-        let (updates, mut told) = mpsc::channel(8);
-        let task = tokio::spawn(tell(seen, false, updates));
-        let mut next = async || match told.recv().await {
-            Some(Update::Gate(presence)) => presence,
-            other => panic!("{other:?}"),
-        };
-        assert_eq!(next().await, Presence::Gated);
-        sights_sender.send_modify(|s| s.policy = Sight::Absent);
-        tokio::time::sleep(GRACE / 2).await;
-        sights_sender.send_modify(|s| s.policy = PRESENT);
-        tokio::time::sleep(GRACE * 2).await;
-        let gone = Instant::now();
-        sights_sender.send_modify(|s| s.binding = Sight::Absent);
-        assert!(matches!(next().await, Presence::Missing(_)));
-        assert!(gone.elapsed() >= GRACE);
-        let back = Instant::now();
-        sights_sender.send_modify(|s| s.binding = PRESENT);
-        assert_eq!(next().await, Presence::Gated);
-        assert!(back.elapsed() < Duration::from_secs(1));
-        task.abort();
+    #[test]
+    fn a_gate_that_is_replaced_is_not_missed_and_one_that_is_gone_is() {
+        let (mut teller, start) = (Teller::default(), Instant::now());
+        let missing = Some(Presence::Missing("Apply it."));
+        let gated = Some(Presence::Gated);
+        assert_eq!(teller.take_in(None, start), None);
+        assert_eq!(teller.take_in(gated, start), gated);
+        assert_eq!(teller.take_in(gated, start), None, "once is enough");
+
+        assert_eq!(teller.take_in(missing, start), None);
+        assert_eq!(teller.due(), Some(start + GRACE));
+        assert_eq!(teller.take_in(gated, start + GRACE / 2), None, "back again");
+        assert_eq!(teller.due(), None);
+
+        let gone = start + GRACE;
+        assert_eq!(teller.take_in(missing, gone), None);
+        assert_eq!(teller.take_in(missing, gone + GRACE / 2), None);
+        assert_eq!(teller.take_in(missing, gone + GRACE), missing);
+        let other = Some(Presence::Missing("Apply the other."));
+        assert_eq!(teller.take_in(other, gone + GRACE), other, "what is missing may change");
+        assert_eq!(teller.take_in(gated, gone + GRACE), gated);
+    }
+
+    #[test]
+    fn that_nothing_was_ever_there_is_said_after_a_while_too() {
+        let (mut teller, start) = (Teller::default(), Instant::now());
+        let missing = Some(Presence::Missing("Apply it."));
+        assert_eq!(teller.take_in(missing, start), None);
+        assert_eq!(teller.take_in(missing, start + GRACE), missing);
     }
 }

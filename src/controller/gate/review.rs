@@ -12,7 +12,7 @@ use tracing::{debug, warn};
 
 use super::pod;
 
-/// Where the webhook is served, as `config/gate/webhook/webhook.yaml` says, too.
+/// Where the webhook is served, as `config/webhook/webhook.yaml` says, too.
 pub const PATH: &str = "/gate";
 
 /// The largest review that is read. The API server takes no object of more than 3 MiB (`apiserver/pkg/server/config.go`,
