@@ -4,6 +4,7 @@
 
 mod bad_input;
 mod checker;
+mod gate;
 mod identities;
 mod install;
 mod life;

@@ -89,6 +89,7 @@ pub fn three_nodes() -> Vec<GpuNode> {
 pub struct Operator {
     slicegate: PathBuf,
     nvml: PathBuf,
+    controller_args: Vec<String>,
 }
 
 impl Operator {
@@ -105,7 +106,14 @@ impl Operator {
         if !nvml.is_file() {
             bail!("{} is not built: run cargo build -p slicegate-nvml-sim first", nvml.display());
         }
-        Ok(Self { slicegate, nvml })
+        Ok(Self { slicegate, nvml, controller_args: Vec::new() })
+    }
+
+    /// Further arguments for controllers that are started from now on.
+    #[must_use]
+    pub fn controller_args<S: Into<String>>(mut self, args: impl IntoIterator<Item = S>) -> Self {
+        self.controller_args = args.into_iter().map(Into::into).collect();
+        self
     }
 
     /// The program `kubectl-slices`.
@@ -126,6 +134,11 @@ impl Operator {
     /// Applies the manifests and the queues, adds the nodes, and starts controller and agents; ready when they are.
     pub async fn install(&self, rig: &Rig, nodes: &[GpuNode]) -> Result<()> {
         rig.apply_kustomize("config/emulated").await?;
+        self.install_parts(rig, nodes).await
+    }
+
+    /// The same beside what is applied already.
+    pub async fn install_parts(&self, rig: &Rig, nodes: &[GpuNode]) -> Result<()> {
         rig.apply_kustomize("kueue").await?;
         let specs: Vec<NodeSpec> = nodes.iter().map(|n| n.node.clone()).collect();
         let (controller, added) = futures::join!(self.start_controller(rig), rig.add_nodes(&specs));
@@ -142,6 +155,7 @@ impl Operator {
         let spec = ProcessSpec::new("controller", &self.slicegate)
             .arg("controller")
             .arg(format!("--listen=127.0.0.1:{port}"))
+            .args(self.controller_args.clone())
             .env("KUBECONFIG", kubeconfig.display().to_string())
             .env("RUST_LOG", log_level())
             .port(port)
