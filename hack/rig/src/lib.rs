@@ -32,6 +32,7 @@
 
 mod certs;
 mod control_plane;
+pub mod gate;
 mod identity;
 pub mod image;
 mod kueue;

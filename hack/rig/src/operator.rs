@@ -89,6 +89,7 @@ pub fn three_nodes() -> Vec<GpuNode> {
 pub struct Operator {
     slicegate: PathBuf,
     nvml: PathBuf,
+    controller_args: Vec<String>,
 }
 
 impl Operator {
@@ -105,7 +106,14 @@ impl Operator {
         if !nvml.is_file() {
             bail!("{} is not built: run cargo build -p slicegate-nvml-sim first", nvml.display());
         }
-        Ok(Self { slicegate, nvml })
+        Ok(Self { slicegate, nvml, controller_args: Vec::new() })
+    }
+
+    /// Further arguments for controllers that are started from now on.
+    #[must_use]
+    pub fn controller_args<S: Into<String>>(mut self, args: impl IntoIterator<Item = S>) -> Self {
+        self.controller_args = args.into_iter().map(Into::into).collect();
+        self
     }
 
     /// The program `kubectl-slices`.
@@ -131,6 +139,11 @@ impl Operator {
     /// The same with further arguments for the controller.
     pub async fn install_with(&self, rig: &Rig, nodes: &[GpuNode], args: &[&str]) -> Result<()> {
         rig.apply_kustomize("config/emulated").await?;
+        self.install_parts(rig, nodes).await
+    }
+
+    /// The same beside what is applied already.
+    pub async fn install_parts(&self, rig: &Rig, nodes: &[GpuNode]) -> Result<()> {
         rig.apply_kustomize("kueue").await?;
         let specs: Vec<NodeSpec> = nodes.iter().map(|n| n.node.clone()).collect();
         let (controller, added) =
@@ -171,6 +184,7 @@ impl Operator {
             .arg(format!("--listen=127.0.0.1:{port}"))
             .arg(format!("--leader-elect-identity={name}"))
             .args(args.iter().copied())
+            .args(self.controller_args.clone())
             .env("KUBECONFIG", kubeconfig.display().to_string())
             .env("RUST_LOG", log_level())
             .port(port)
