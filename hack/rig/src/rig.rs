@@ -214,6 +214,11 @@ impl Rig {
         self.until_ready(&process).await
     }
 
+    /// Keeps the folder, with its logs, when the cluster ends.
+    pub fn keep_folder(&mut self) {
+        self.remove_dir = false;
+    }
+
     /// Ends everything, what was started last first.
     pub async fn down(self) -> Result<()> {
         let _lock = lock_folder(&self.dir, false).await?;
