@@ -1,12 +1,15 @@
 //! Elastic Jobs: another Workload takes the place of the first when the Job grows.
 
-use anyhow::Result;
+use std::collections::BTreeSet;
+
+use anyhow::{Context, Result};
 use serde_json::{Value, json};
 use slicegate::api::kueue::{CheckState, Workload};
 
 use super::KINDS;
+use crate::checker::Checker;
 use crate::shared::{calls, counted, is_gated, one_a30};
-use crate::support::job;
+use crate::support::{World, job};
 
 fn elastic(namespace: &str, pods: u32) -> Value {
     let mut job = job(namespace, "elastic", pods, &[("1g.6gb", 1)], "1000");
@@ -71,4 +74,53 @@ async fn an_elastic_job_that_cannot_grow_keeps_what_it_has() -> Result<()> {
     assert_eq!(calls(&here, "elastic-full")?, (4, 0));
     here.kubectl("delete job elastic").await?;
     here.leave().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_elastic_job_that_has_grown_keeps_nothing_when_it_is_evicted() -> Result<()> {
+    let here = KINDS.enter("elastic-evicted", vec![one_a30("elastic-evicted")], &[]).await?;
+    here.submit(&elastic("elastic-evicted", 1)).await?;
+    here.until_held_by(1).await?;
+    here.kubectl(&scale(3)).await?;
+    here.until_held_by(3).await?;
+    here.kubectl("patch localqueue mig --type=merge -p={\"spec\":{\"stopPolicy\":\"HoldAndDrain\"}}").await?;
+    here.until("all claims are gone", || async { Ok(here.claimed().await? == 0) }).await?;
+    assert!(here.held().await?.is_empty());
+    here.kubectl("delete job elastic").await?;
+    here.leave().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_elastic_job_that_grows_over_nodes_while_no_controller_runs_keeps_its_slices() -> Result<()> {
+    let world = World::with(vec![one_a30("first"), one_a30("second")]).await?;
+    let checker = Checker::start(&world);
+    let slices = async || {
+        let nodes = world.mig_nodes().await?;
+        let slices = nodes.into_iter().flat_map(|n| n.status.into_iter().flat_map(|s| s.slices));
+        anyhow::Ok(slices.filter_map(|s| Some((s.pod?, s.uuid?))).collect::<BTreeSet<_>>())
+    };
+    let mut job = job("default", "elastic", 2, &[("2g.12gb", 1)], "1000");
+    job["metadata"]["annotations"] = json!({"kueue.x-k8s.io/elastic-job": "true"});
+    job["spec"]["completions"] = json!(20);
+    world.submit(&job).await?;
+    world.until("two pods hold slices", || async { Ok(slices().await?.len() == 2) }).await?;
+    let two = slices().await?;
+    let controller = world.rig.process("controller").context("controller")?;
+    controller.kill().await?;
+    world.rig.kubectl(scale(4).split(' ')).await?;
+    // Kueue gives the new size quota, and is done with the old Workload, whoever looks on.
+    world
+        .until("the first Workload is finished", || async {
+            let workloads = world.list::<Workload>("default").await?;
+            let conditions = workloads.iter().filter_map(|w| w.status.as_ref()).flat_map(|s| &s.conditions);
+            Ok(conditions.into_iter().any(|c| c.type_ == "Finished" && c.status == "True"))
+        })
+        .await?;
+    controller.restart().await?;
+    world.until("four pods hold slices", || async { Ok(slices().await?.len() == 4) }).await?;
+    assert!(slices().await?.is_superset(&two));
+    world.rig.kubectl(["delete", "job", "elastic"]).await?;
+    world.until_released().await?;
+    checker.finish(&world).await?;
+    world.rig.down().await
 }

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use anyhow::Result;
 use kube::ResourceExt;
 use serde_json::{Value, json};
+use slicegate_rig::operator::GpuNode;
 
 use super::{KINDS, endless};
 use crate::shared::{calls, counted, one_a30, phase};
@@ -115,5 +116,29 @@ async fn groups_of_a_leader_worker_set_are_placed_each_as_a_whole() -> Result<()
     let made: u64 = calls(&here, "lws-1")?.0 + calls(&here, "lws-2")?.0;
     assert_eq!(made, 4);
     here.kubectl("delete leaderworkerset serve").await?;
+    here.leave().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_samples_of_sets_run() -> Result<()> {
+    let nodes = vec![GpuNode::new("set-samples", "A100-80GB", 3, "NVIDIA-A100-SXM4-80GB")];
+    let here = KINDS.enter("set-samples", nodes, &[]).await?;
+    let sample = async |file: &str| {
+        let text = std::fs::read_to_string(here.rig().repo().root().join("samples").join(file))?;
+        here.rig().apply_yaml(&text.replace("namespace: default", "namespace: set-samples")).await
+    };
+    sample("jobset.yaml").await?;
+    sample("vllm-lws.yaml").await?;
+    here.until("the group runs", || async {
+        let held = here.held().await?;
+        let group = held.iter().filter(|(pod, _)| pod.starts_with("vllm-group-"));
+        Ok(group.flat_map(|(_, slices)| slices).filter(|slice| slice.profile == "7g.80gb").count() == 2)
+    })
+    .await?;
+    here.until("the search is complete", || async {
+        Ok(here.kubectl("get jobset search -o=jsonpath={.status.terminalState}").await? == "Completed")
+    })
+    .await?;
+    here.kubectl("delete leaderworkerset vllm-group").await?;
     here.leave().await
 }
