@@ -133,11 +133,6 @@ impl Operator {
 
     /// Applies the manifests and the queues, adds the nodes, and starts controller and agents; ready when they are.
     pub async fn install(&self, rig: &Rig, nodes: &[GpuNode]) -> Result<()> {
-        self.install_with(rig, nodes, &[]).await
-    }
-
-    /// The same with further arguments for the controller.
-    pub async fn install_with(&self, rig: &Rig, nodes: &[GpuNode], args: &[&str]) -> Result<()> {
         rig.apply_kustomize("config/emulated").await?;
         self.install_parts(rig, nodes).await
     }
@@ -146,8 +141,7 @@ impl Operator {
     pub async fn install_parts(&self, rig: &Rig, nodes: &[GpuNode]) -> Result<()> {
         rig.apply_kustomize("kueue").await?;
         let specs: Vec<NodeSpec> = nodes.iter().map(|n| n.node.clone()).collect();
-        let (controller, added) =
-            futures::join!(self.start_controller_with(rig, args), rig.add_nodes(&specs));
+        let (controller, added) = futures::join!(self.start_controller(rig), rig.add_nodes(&specs));
         added?;
         controller?;
         try_join_all(nodes.iter().map(|node| self.start_agent(rig, node))).await?;
@@ -156,12 +150,8 @@ impl Operator {
 
     /// Starts the controller with its ServiceAccount's token.
     pub async fn start_controller(&self, rig: &Rig) -> Result<Process> {
-        self.start_controller_with(rig, &[]).await
-    }
-
-    async fn start_controller_with(&self, rig: &Rig, args: &[&str]) -> Result<Process> {
         let kubeconfig = self.controller_kubeconfig(rig).await?;
-        self.start_replica(rig, "controller", &kubeconfig, args).await
+        self.start_replica(rig, "controller", &kubeconfig, &[]).await
     }
 
     /// The identity of all replicas of the controller.
