@@ -151,7 +151,7 @@ impl Operator {
     /// Starts the controller with its ServiceAccount's token.
     pub async fn start_controller(&self, rig: &Rig) -> Result<Process> {
         let kubeconfig = self.controller_kubeconfig(rig).await?;
-        self.start_replica(rig, "controller", &kubeconfig, &[]).await
+        self.start_replica(rig, "controller", &kubeconfig).await
     }
 
     /// The identity of all replicas of the controller.
@@ -161,19 +161,12 @@ impl Operator {
 
     /// Starts a replica of the controller: leader if there is none, standby otherwise. In the Lease it is called by its name,
     /// so that a replica that is killed and started again takes up its own lease at once.
-    pub async fn start_replica(
-        &self,
-        rig: &Rig,
-        name: &str,
-        kubeconfig: &Path,
-        args: &[&str],
-    ) -> Result<Process> {
+    pub async fn start_replica(&self, rig: &Rig, name: &str, kubeconfig: &Path) -> Result<Process> {
         let port = free_port()?;
         let spec = ProcessSpec::new(name, &self.slicegate)
             .arg("controller")
             .arg(format!("--listen=127.0.0.1:{port}"))
             .arg(format!("--leader-elect-identity={name}"))
-            .args(args.iter().copied())
             .args(self.controller_args.clone())
             .env("KUBECONFIG", kubeconfig.display().to_string())
             .env("RUST_LOG", log_level())
