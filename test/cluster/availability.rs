@@ -261,12 +261,11 @@ impl Decided {
         let (workload, expect) = &self.workload;
         let since = slicegate::api::convert::time(slicegate::api::convert::now());
         let ready = CheckEntry::new(
-            workload,
             "slicegate".to_owned(),
             CheckState::Ready,
             "Slices reserved and ready.".to_owned(),
             since,
-            &["main".into()],
+            &[("main".into(), workload.uid.clone())],
         );
         vec![
             (
