@@ -6,6 +6,8 @@ pub const GROUP: &str = "slicegate.dev";
 pub const CONTROLLER_NAME: &str = "slicegate.dev/mig";
 /// Scheduling gate with which every pod that asks for MIG slices is created.
 pub const GATE: &str = "slicegate.dev/claim";
+/// Name of what adds that gate: a MutatingAdmissionPolicy and its binding, or a webhook and its configuration.
+pub const GATE_NAME: &str = "gate.slicegate.dev";
 /// Label that carries a Workload's uid to its pods, through `podSetUpdates`.
 pub const WORKLOAD_LABEL: &str = "slicegate.dev/workload";
 /// Annotation with which the controller marks each MIGNode: its version. An agent whose own is further from it than an update
@@ -28,8 +30,6 @@ pub const QUEUE_LABEL: &str = "kueue.x-k8s.io/queue-name";
 /// Annotation of a Workload that takes over from another, whose `namespace/name` it gives (`pkg/workloadslicing`,
 /// `WorkloadSliceReplacementFor`).
 pub const REPLACEMENT_FOR: &str = "kueue.x-k8s.io/workload-slice-replacement-for";
-/// Reason of `Finished` when another Workload has taken over (`apis/kueue/v1beta2`, `WorkloadSliceReplaced`).
-pub const REPLACED: &str = "WorkloadSliceReplaced";
 /// `spec.controllerName` of Kueue's ProvisioningRequest checks (`apis/kueue/v1beta2`, `ProvisioningRequestControllerName`).
 pub const PROVISIONING_CONTROLLER: &str = "kueue.x-k8s.io/provisioning-request";
 /// Scheduling gate that Kueue's pod integration removes at admission.

@@ -5,9 +5,13 @@
 mod availability;
 mod bad_input;
 mod checker;
+mod gate;
 mod identities;
 mod install;
+mod kinds;
 mod life;
+mod nodes;
+mod shared;
 mod sixty_jobs;
 mod strangers;
 mod support;
