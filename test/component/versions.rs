@@ -244,12 +244,11 @@ fn a_workload_and_pods_of_version_0_1_mean_what_they_meant() {
     let since = read(&entry["lastTransitionTime"]);
     let message = entry["message"].as_str().unwrap().to_owned();
     let written = CheckEntry::new(
-        &seen.key,
         "slicegate".to_owned(),
         CheckState::Ready,
         message,
         since,
-        &["main".into()],
+        &[("main".into(), seen.key.uid.clone())],
     );
     assert_eq!(serde_json::to_value(&written).unwrap(), *entry);
 
