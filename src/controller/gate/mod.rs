@@ -41,6 +41,7 @@ const GOODBYE: Duration = Duration::from_secs(1);
 
 /// Arguments of the webhook.
 #[derive(Clone, Debug, clap::Args)]
+#[group(id = "gate")]
 pub struct Args {
     /// Gate pods by a webhook in this process: for API servers that do not serve MutatingAdmissionPolicy v1 (before 1.36).
     #[arg(long)]
