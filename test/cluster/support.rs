@@ -29,9 +29,14 @@ pub struct World {
 impl World {
     /// A cluster with these nodes, the operator and the queues of `kueue/`.
     pub async fn with(nodes: Vec<GpuNode>) -> Result<Self> {
+        Self::with_args(nodes, &[]).await
+    }
+
+    /// The same with further arguments for the controller.
+    pub async fn with_args(nodes: Vec<GpuNode>, args: &[&str]) -> Result<Self> {
         let rig = Rig::up(Options::temporary()?).await?;
         let operator = Operator::find()?;
-        operator.install(&rig, &nodes).await?;
+        operator.install_with(&rig, &nodes, args).await?;
         let client = rig.client().await?;
         let world = Self { rig, operator, client, nodes };
         world.until("the AdmissionCheck is Active", || world.check_condition("slicegate", "True")).await?;

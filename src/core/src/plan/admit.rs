@@ -80,7 +80,8 @@ impl Pass<'_> {
             self.promise_more(workload, &reservation.attempt, promised);
         }
         if self.schedulable(workload, reservation, demand, passed, promised) {
-            let label: Vec<PodSetName> = demand.iter().map(|p| p.name.clone()).collect();
+            let label = |p: &PodSetDemand| p.label.clone().unwrap_or_else(|| workload.key.uid.clone());
+            let label: Vec<_> = demand.iter().map(|p| (p.name.clone(), label(p))).collect();
             for check in workload.checks.iter().filter(|c| c.state != CheckState::Ready) {
                 self.set_check(workload, check, CheckState::Ready, READY, &label);
             }
@@ -132,12 +133,18 @@ impl Pass<'_> {
             return;
         }
         let until = workload.held_until(reservation);
-        if !passed && until <= self.now {
+        if self.may_start_over(workload) && !passed && until <= self.now {
             self.tell(workload, CheckState::Retry, obstacle);
         } else {
             self.recheck(until);
             self.tell(workload, CheckState::Pending, obstacle);
         }
+    }
+
+    /// Whether a workload may be evicted for want of slices. A job that only wants to be larger may not: Kueue would end the pods
+    /// that run, and cannot start it again (0.18: its own annotations are in the way).
+    pub(super) fn may_start_over(&self, workload: &Workload) -> bool {
+        workload.replaces.is_none() || !self.has_live_pods(&workload.key)
     }
 
     /// Strikes out what a reservation has claimed, unless something may run on it. What an earlier one has left is released
@@ -160,7 +167,7 @@ impl Pass<'_> {
         let until =
             workload.held_until(reservation).max(reservation.since + self.limits.patience).max(patience);
         let nodes = self.claimed_on(workload, demand);
-        if until <= self.now {
+        if self.may_start_over(workload) && until <= self.now {
             self.give_up(workload, &reservation.attempt);
             self.tell(
                 workload,
@@ -338,7 +345,7 @@ impl Pass<'_> {
         check: &Check,
         state: CheckState,
         message: &str,
-        label: &[PodSetName],
+        label: &[(PodSetName, WorkloadUid)],
     ) {
         // Only one write to a Workload at a time: the second would carry the same precondition and fail.
         let under_way = |action: &Action| matches!(action, Action::SetCheck { workload: w, .. } if w.uid == workload.key.uid);

@@ -187,7 +187,7 @@ impl History {
                 }
             }
             Event::Grow(i, pods) => {
-                let elastic = |w: &Workload| w.admitted && w.open().is_some() && !w.replaced;
+                let elastic = |w: &Workload| w.admitted && w.open().is_some();
                 if let Some(old) = self.pick(i, elastic) {
                     let name = format!("w{:02}", self.workloads.len());
                     self.world.replace(&old, &name, pods);

@@ -61,6 +61,7 @@ pub(super) fn pod_set(pods: u32, slices: &[(&str, u32)]) -> PodSetDemand {
         requests: [("cpu", 1000), ("pods", 1)].into_iter().collect(),
         constraints: Constraints::default(),
         allowed: Vec::new(),
+        label: None,
         flavors: "flavor mig".to_owned(),
     }
 }
@@ -154,7 +155,6 @@ impl World {
             nodes: Nodes::Given,
             owner: None,
             replaces: None,
-            replaced: false,
         };
         self.snap.workloads.insert(key.uid, workload);
         self.reserve(name, demand);
@@ -214,8 +214,7 @@ impl World {
         self.submit_demand(new, Demand::Slices(demand));
         let successor = self.workload_mut(new);
         (successor.replaces, successor.owner) = (Some(old.into()), Some("job-uid".into()));
-        let predecessor = self.workload_mut(old);
-        (predecessor.finished, predecessor.replaced) = (true, true);
+        self.finish(old);
     }
 
     pub fn finish(&mut self, name: &str) {

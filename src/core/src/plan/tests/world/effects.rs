@@ -208,9 +208,9 @@ impl World {
 
     /// The Workload that has taken over from another, or the other.
     pub fn heir(&self, uid: &WorkloadUid) -> WorkloadUid {
-        let Some(old) = self.snap.workloads.get(uid).filter(|w| w.replaced) else { return uid.clone() };
+        let Some(old) = self.snap.workloads.get(uid).filter(|w| w.finished) else { return uid.clone() };
         let mut successors = self.snap.workloads.values();
-        let heir = successors.find(|w| w.replaces.as_ref() == Some(&old.key.name) && w.reservation.is_some());
+        let heir = successors.find(|w| w.replaces.as_ref() == Some(&old.key.name));
         heir.map_or_else(|| uid.clone(), |w| self.heir(&w.key.uid))
     }
 
