@@ -594,7 +594,7 @@ impl Index {
         // The API server keeps whole seconds.
         let later = timestamp(&entry.last_transition_time) + Duration::from_secs(1);
         let (name, message) = (check.name.clone(), check.message.clone());
-        let entry = CheckEntry::new(&workload.key, name, check.state, message, time(later.max(now())), &[]);
+        let entry = CheckEntry::new(name, check.state, message, time(later.max(now())), &[]);
         Some((workload.key.clone(), workload.version.clone(), entry))
     }
 

@@ -54,12 +54,12 @@ pub struct Args {
     /// Seconds that an agent may take to take up a new MIGNode spec before its node gets no more workloads.
     #[arg(long, default_value_t = 15, value_name = "SECONDS")]
     pub agent_silence: u64,
-    /// The gate's webhook.
-    #[command(flatten)]
-    pub gate: gate::Args,
     /// Leader election.
     #[command(flatten)]
     pub election: lease::Args,
+    /// The gate's webhook.
+    #[command(flatten)]
+    pub gate: gate::Args,
 }
 
 /// Why the controller cannot go on.

@@ -22,11 +22,12 @@ const OLD: &str = "1.33";
 /// A cluster as [`World::with`], of an older version and with the webhook.
 async fn with_webhook(nodes: Vec<GpuNode>, args: &[&str]) -> Result<World> {
     let webhook = Webhook::new()?;
-    let args = [&webhook.args(), args].concat();
+    let mut all = webhook.args();
+    all.extend(args.iter().map(|arg| (*arg).to_owned()));
     let rig = Rig::up(Options::temporary()?.emulating(OLD)).await?;
     rig.apply_objects(webhook.objects(&rig).await?).await?;
-    let operator = Operator::find()?;
-    operator.install_parts(&rig, &nodes, &args).await?;
+    let operator = Operator::find()?.controller_args(all);
+    operator.install_parts(&rig, &nodes).await?;
     let client = rig.client().await?;
     let world = World { rig, operator, client, nodes };
     world.until("the AdmissionCheck is Active", || world.check_condition("slicegate", "True")).await?;
@@ -149,9 +150,10 @@ async fn without_a_gate_the_check_is_not_active_and_says_what_to_install_until_t
     // What such a server takes of config/default.
     rig.apply_objects(rest).await?;
     let nodes = vec![GpuNode::a30("gpu-a30")];
-    let operator = Operator::find()?;
-    operator.install_parts(&rig, &nodes, &[]).await?;
+    let plain = Operator::find()?;
+    plain.install_parts(&rig, &nodes).await?;
     let client = rig.client().await?;
+    let operator = plain.controller_args(webhook.args());
     let world = World { rig, operator, client, nodes };
     world.until_gate_missing("Apply config/webhook instead of config/default.").await?;
     world
@@ -163,8 +165,7 @@ async fn without_a_gate_the_check_is_not_active_and_says_what_to_install_until_t
 
     // Half of it: the controller is the webhook, and nobody calls it.
     world.rig.process("controller").context("no controller")?.terminate().await?;
-    let kubeconfig = world.operator.controller_kubeconfig(&world.rig).await?;
-    world.operator.start_replica(&world.rig, "controller", &kubeconfig, &webhook.args()).await?;
+    world.operator.start_controller(&world.rig).await?;
     world.until_gate_missing("Apply config/webhook again.").await?;
 
     world.rig.apply_objects(configuration).await?;
@@ -276,8 +277,8 @@ async fn the_webhook_makes_of_every_pod_what_the_policy_makes_of_it() -> Result<
         "{apiVersion: v1, kind: Namespace, metadata: {name: free, labels: {slicegate.dev/managed: 'false'}}}",
     )
     .await?;
-    let operator = Operator::find()?;
-    operator.install_parts(&rig, &[], &webhook.args()).await?;
+    let operator = Operator::find()?.controller_args(webhook.args());
+    operator.install_parts(&rig, &[]).await?;
     let client = rig.client().await?;
     let world = World { rig, operator, client, nodes: Vec::new() };
     world.until("the policy is in force", || async { Ok(world.refusal().await.is_none()) }).await?;

@@ -8,27 +8,30 @@ use crate::ports::free_port;
 use crate::rig::Rig;
 
 /// A webhook at a port of this machine.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Copy)]
 pub struct Webhook {
     port: u16,
-    listen: String,
 }
 
 impl Webhook {
     /// At a free port.
     pub fn new() -> Result<Self> {
-        let port = free_port()?;
-        Ok(Self { port, listen: format!("--webhook-listen=127.0.0.1:{port}") })
+        Ok(Self { port: free_port()? })
     }
 
     /// What the controller must be started with to be this webhook.
-    pub fn args(&self) -> [&str; 3] {
-        ["--gate-webhook", &self.listen, "--webhook-host=127.0.0.1"]
+    pub fn args(self) -> Vec<String> {
+        let port = self.port;
+        vec![
+            "--gate-webhook".into(),
+            format!("--webhook-listen=127.0.0.1:{port}"),
+            "--webhook-host=127.0.0.1".into(),
+        ]
     }
 
     /// The objects of `config/webhook`, but for Deployment and DaemonSet. The API server of a rig, which can call no Service,
     /// calls this webhook. With what emulated agents may do.
-    pub async fn objects(&self, rig: &Rig) -> Result<Vec<Value>> {
+    pub async fn objects(self, rig: &Rig) -> Result<Vec<Value>> {
         let folder = rig.repo().root().join("config/webhook");
         let mut objects = manifests::render(&rig.kubectl_path(), &folder).await?;
         objects.retain(|object| !matches!(kind(object), "Deployment" | "DaemonSet"));
