@@ -35,8 +35,17 @@ impl World {
 
     /// The same on a cluster that is brought up with these options.
     pub async fn as_wanted(options: Options, nodes: Vec<GpuNode>) -> Result<Self> {
+        Self::up(options, Operator::find()?, nodes).await
+    }
+
+    /// The same with further arguments for the controller.
+    pub async fn with_args(nodes: Vec<GpuNode>, args: &[&str]) -> Result<Self> {
+        let operator = Operator::find()?.controller_args(args.iter().copied());
+        Self::up(Options::temporary()?, operator, nodes).await
+    }
+
+    async fn up(options: Options, operator: Operator, nodes: Vec<GpuNode>) -> Result<Self> {
         let rig = Rig::up(options).await?;
-        let operator = Operator::find()?;
         operator.install(&rig, &nodes).await?;
         let client = rig.client().await?;
         let world = Self { rig, operator, client, nodes };

@@ -33,6 +33,7 @@
 mod certs;
 mod control_plane;
 mod frameworks;
+pub mod gate;
 mod identity;
 pub mod image;
 mod kueue;

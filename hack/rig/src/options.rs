@@ -67,6 +67,16 @@ impl Options {
         self
     }
 
+    /// Has Kubernetes behave as an older minor version does, for example `1.33`: what came later is not served. 1.36 can do so
+    /// back to 1.33.
+    #[must_use]
+    pub fn emulating(self, version: &str) -> Self {
+        // Scheduler and controllers must not wait for what the API server does not serve.
+        ["kube-apiserver", "kube-scheduler", "kube-controller-manager"]
+            .into_iter()
+            .fold(self, |options, part| options.extra_arg(part, format!("--emulated-version={version}")))
+    }
+
     /// Adds a kind of job, with its controller.
     #[must_use]
     pub fn framework(mut self, framework: Framework) -> Self {
