@@ -8,19 +8,20 @@
 //! | a MIGNode's `spec` | uid, generation, term | rests on claims elsewhere and on the workload's right: **fenced off** |
 //! | a MIGNode's marks | resourceVersion | refused, since the new leader has marked it |
 //! | deletion of a MIGNode | uid, resourceVersion | refused likewise |
-//! | Ready | uid, resourceVersion | rests on claims and slices: **fenced off** |
-//! | Pending, Retry, Rejected | uid, resourceVersion | right as long as the Workload is as it was, or fenced off with Ready |
+//! | Ready, Pending, Retry | uid, resourceVersion | rests on claims, slices and pods: **fenced off** |
+//! | Rejected; Pending after a loss of quota | uid, resourceVersion | right as long as the Workload is as it was |
 //! | a pod pinned and released | uid, resourceVersion | rests on a claim: **fenced off** |
 //! | deletion of a pod | uid, resourceVersion | the pod cannot go on, whoever says so |
 //! | `Active` of an AdmissionCheck | resourceVersion | refused if it was written since, otherwise put right at once |
 //! | an Event | none | tells what was the case |
 //! | the Lease | resourceVersion | refused, since the new leader has written it |
 //!
-//! What is to be fenced off, the new leader changes once, with a precondition itself: it marks each MIGNode and each gated pod of a
-//! workload that has passed with its term (`slicegate.dev/term`), and gives the Pending entry of each Workload with claims a
-//! later time. It learns from the answers what they are like. From then on what comes late is refused by the API server, for it expects the object as it was. A leader cannot
-//! have decided on what it was changed to: it looks at its lease after it has taken in what it decides on
-//! ([`super::Controller::proceed`]), and by then its lease has expired.
+//! What is to be fenced off, the new leader changes once, with a precondition itself: it marks each MIGNode and each gated pod of
+//! a workload that has passed with its term (`slicegate.dev/term`), and gives our entry in each Workload that waits for
+//! slices, or for pods to run, a later time. It learns from the answers what they are like. From then on what comes late is
+//! refused by the API server, for it expects the object as it was. A leader cannot have decided on what it was changed to: it
+//! looks at its lease after it has taken in what it decides on ([`super::Controller::proceed`]), and by then its lease has
+//! expired.
 //!
 //! After an orderly release there is nothing to fence off: the lease is released only when nothing is under way.
 //!
@@ -43,7 +44,7 @@ pub enum Exposed {
     Node(NodeName),
     /// A gated pod of a workload that has passed our check.
     Pod(PodUid),
-    /// A Workload that has claims and waits for Ready.
+    /// A Workload that waits for slices, or for pods to run.
     Workload(WorkloadUid),
 }
 
