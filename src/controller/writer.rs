@@ -33,8 +33,10 @@ pub enum Outcome {
     Written,
     /// The object had changed.
     Conflict,
-    /// The API server would not, or could not.
+    /// The API server would not.
     Failed,
+    /// Nobody knows: it may have been done, or still be done.
+    Unanswered,
 }
 
 impl Outcome {
@@ -44,6 +46,7 @@ impl Outcome {
             Self::Written => "written",
             Self::Conflict => "conflict",
             Self::Failed => "failed",
+            Self::Unanswered => "unanswered",
         }
     }
 }
@@ -320,7 +323,8 @@ impl Writer {
         // precondition still holds.
         if !matches!(code, 404 | 409 | 422) {
             self.complain(what, name, &error).await;
-            return (Outcome::Failed, None);
+            let outcome = if (400..500).contains(&code) { Outcome::Failed } else { Outcome::Unanswered };
+            return (outcome, None);
         }
         let bare = name.rsplit('/').next().unwrap_or(name);
         match api.get_opt(bare).await {

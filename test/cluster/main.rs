@@ -13,5 +13,6 @@ mod life;
 mod nodes;
 mod shared;
 mod sixty_jobs;
+mod skew;
 mod strangers;
 mod support;
