@@ -53,21 +53,39 @@ fn every_sample_asks_for_slices_that_the_queue_lends() {
         serde_json::from_value(queue["spec"]["resourceGroups"][0]["coveredResources"].clone()).unwrap();
     let mut samples = 0;
     for (path, document) in documents("samples") {
-        let spec = match document["kind"].as_str().unwrap() {
-            "Kustomization" => continue,
-            "Pod" => &document["spec"],
-            _ => &document["spec"]["template"]["spec"],
-        };
-        let spec: PodSpec = serde_json::from_value(spec.clone()).unwrap();
-        let (slices, _) = pod_demand(&spec).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
-        assert!(!slices.is_empty(), "{} asks for no slice", path.display());
-        for profile in slices.keys() {
+        if document["kind"] == "Kustomization" {
+            continue;
+        }
+        let mut asked = BTreeSet::new();
+        for spec in pod_specs(&document) {
+            let spec: PodSpec = serde_json::from_value(spec.clone()).unwrap();
+            let (slices, _) = pod_demand(&spec).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+            asked.extend(slices.into_keys());
+        }
+        assert!(!asked.is_empty(), "{} asks for no slice", path.display());
+        for profile in asked {
             assert!(covered.contains(&profile.resource()), "{}: no quota for {profile}", path.display());
         }
         assert_eq!(document["metadata"]["labels"][names::QUEUE_LABEL], "mig", "{}", path.display());
         samples += 1;
     }
-    assert_eq!(samples, 5);
+    assert_eq!(samples, 7);
+}
+
+/// What the pods of a workload are made from.
+fn pod_specs(document: &Value) -> Vec<&Value> {
+    match document["kind"].as_str().unwrap() {
+        "Pod" => vec![&document["spec"]],
+        "JobSet" => {
+            let jobs = document["spec"]["replicatedJobs"].as_array().unwrap();
+            jobs.iter().map(|job| &job["template"]["spec"]["template"]["spec"]).collect()
+        }
+        "LeaderWorkerSet" => {
+            let templates = &document["spec"]["leaderWorkerTemplate"];
+            ["leaderTemplate", "workerTemplate"].map(|name| &templates[name]["spec"]).to_vec()
+        }
+        _ => vec![&document["spec"]["template"]["spec"]],
+    }
 }
 
 #[test]
@@ -196,6 +214,14 @@ fn no_manifest_has_a_field_that_its_type_does_not_know() {
                 "Pod" => as_read::<Pod>(&document),
                 "Service" => as_read::<Service>(&document),
                 "MutatingWebhookConfiguration" => as_read::<MutatingWebhookConfiguration>(&document),
+                // What is around the pods is read by the API server in the cluster tests.
+                "JobSet" | "LeaderWorkerSet" => {
+                    for spec in pod_specs(&document) {
+                        let read = as_read::<PodSpec>(spec).unwrap_or_else(|error| panic!("{path}: {error}"));
+                        assert_eq!(lost(spec, &read, ""), Vec::<String>::new(), "{path}");
+                    }
+                    continue;
+                }
                 "MutatingAdmissionPolicy" => as_read::<MutatingAdmissionPolicy>(&document),
                 "MutatingAdmissionPolicyBinding" => as_read::<MutatingAdmissionPolicyBinding>(&document),
                 "ValidatingAdmissionPolicy" => as_read::<ValidatingAdmissionPolicy>(&document),
@@ -319,8 +345,8 @@ fn the_quotas_are_what_the_gpus_of_each_flavor_can_hold() {
 
 #[test]
 fn every_kustomization_names_what_is_there_and_forgets_nothing() {
-    // A server that never ends is not among the samples that are applied together.
-    const APART: [&str; 1] = ["vllm-deployment.yaml"];
+    // Servers never end, and frameworks may not be there: these are not among the samples that are applied together.
+    const APART: [&str; 3] = ["jobset.yaml", "vllm-deployment.yaml", "vllm-lws.yaml"];
     let mut kustomizations = 0;
     for folder in ["samples", "kueue", "config", "crds"] {
         for (path, document) in documents(folder) {
