@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use super::{Pass, Pod};
-use crate::id::{NodeName, PodSetName, WorkloadUid};
+use crate::id::{NodeName, PodSetName, PodUid, WorkloadUid};
 use crate::ledger::Ledger;
 use crate::node::Node;
 use crate::time::Timestamp;
@@ -71,22 +71,18 @@ impl<'a> Pass<'a> {
 
     /// Queues an admitted workload again when a pod of it has waited too long for a slice: the others could wait for it for
     /// ever, with slices that somebody else could use.
-    pub(super) fn lose_patience(&mut self, stranded: &BTreeMap<WorkloadUid, Timestamp>) {
-        for (uid, since) in stranded {
+    pub(super) fn lose_patience(&mut self, stranded: &BTreeMap<WorkloadUid, Vec<(PodSetName, PodUid)>>) {
+        for (uid, pods) in stranded {
             let Some(workload) = self.world.workloads.get(uid) else { continue };
-            let Some(Reservation { demand: Demand::Slices(demand), since: reserved, .. }) = workload.open()
-            else {
-                continue;
-            };
-            if !workload.admitted
-                || !workload.passed()
-                || demand.iter().all(|p| self.missing(workload, p) == 0)
-            {
+            let Some(Reservation { demand: Demand::Slices(demand), .. }) = workload.open() else { continue };
+            if !workload.admitted || !workload.passed() {
                 continue;
             }
+            let Some(since) = demand.iter().filter_map(|p| self.waiting_since(workload, p, pods)).min() else {
+                continue;
+            };
             let patience = workload.patience().max(self.limits.patience);
-            // A pod of a Deployment may have been there long before its turn came.
-            let until = (*since.max(reserved) + patience).max(self.begun(uid) + self.limits.patience);
+            let until = (since + patience).max(self.begun(uid) + self.limits.patience);
             if until > self.now {
                 self.recheck(until);
                 continue;
@@ -98,6 +94,25 @@ impl<'a> Pass<'a> {
             let message = format!("A pod waits for a slice that cannot be had. {obstacle}");
             self.tell(workload, CheckState::Retry, &message);
         }
+    }
+
+    /// Since when the pods of a pod set that are missing have been waited for: of more than are missing, those that have begun
+    /// to wait last may be the ones.
+    fn waiting_since(
+        &mut self,
+        workload: &Workload,
+        pod_set: &PodSetDemand,
+        stranded: &[(PodSetName, PodUid)],
+    ) -> Option<Timestamp> {
+        let missing = usize::try_from(self.missing(workload, pod_set)).unwrap_or(usize::MAX);
+        let pods = stranded.iter().filter(|(name, _)| missing > 0 && *name == pod_set.name);
+        let mut since = Vec::new();
+        for (_, pod) in pods {
+            since.push(self.world.waiting.get(pod).copied().unwrap_or(self.now));
+            self.plan.waiting.insert(pod.clone());
+        }
+        since.sort_unstable();
+        since.iter().rev().take(missing).next_back().copied()
     }
 
     /// How many pods of a pod set are not there, while others wait in their place.

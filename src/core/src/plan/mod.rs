@@ -124,6 +124,8 @@ pub struct Snapshot {
     pub confirmed: BTreeSet<(WorkloadUid, Attempt)>,
     /// What has been said already.
     pub told: BTreeSet<Notice>,
+    /// Since when each pod of [`Plan::waiting`] has been there without a break.
+    pub waiting: BTreeMap<PodUid, Timestamp>,
     /// The policies of all our AdmissionChecks; `None` for one that is missing or bad.
     pub policies: Vec<Option<Policy>>,
 }
@@ -205,6 +207,9 @@ pub struct Plan {
     pub recheck_at: Option<Timestamp>,
     /// All that is worth telling now, told already or not: of what has passed, nothing need be remembered.
     pub notices: BTreeSet<Notice>,
+    /// Pods of admitted workloads that wait though none of their workload has their place: it is to be remembered since when.
+    /// Neither their age nor that of the reservation says so, since a pod may wait long for its predecessor to end.
+    pub waiting: BTreeSet<PodUid>,
     /// Slices by profile that are in use and that no claim can count on.
     pub taken: BTreeMap<ProfileName, u32>,
 }

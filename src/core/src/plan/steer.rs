@@ -4,10 +4,9 @@ use std::collections::BTreeMap;
 
 use super::notice::{Matter, Subject};
 use super::{Action, Pass, Pod};
-use crate::id::{NodeName, PodSetName, WorkloadUid};
+use crate::id::{NodeName, PodSetName, PodUid, WorkloadUid};
 use crate::node::{MigNode, Node, SliceState};
 use crate::profile::ProfileName;
-use crate::time::Timestamp;
 use crate::workload::{PodSetDemand, Workload};
 
 impl<'a> Pass<'a> {
@@ -20,7 +19,7 @@ impl<'a> Pass<'a> {
             }
         }
         let mut outstanding = self.outstanding();
-        let mut stranded: BTreeMap<WorkloadUid, Timestamp> = BTreeMap::new();
+        let mut stranded: BTreeMap<WorkloadUid, Vec<(PodSetName, PodUid)>> = BTreeMap::new();
         for pod in self.world.pods.values() {
             if !pod.gated || pod.busy || pod.terminal || pod.deleting {
                 continue;
@@ -30,8 +29,7 @@ impl<'a> Pass<'a> {
                 continue;
             };
             let Some(node) = self.spare_claim(workload, &pod_set, &here, &outstanding) else {
-                let since = stranded.entry(workload.key.uid.clone()).or_insert(pod.created);
-                *since = pod.created.min(*since);
+                stranded.entry(workload.key.uid.clone()).or_default().push((pod_set, pod.key.uid.clone()));
                 continue;
             };
             let hostname =

@@ -170,3 +170,38 @@ fn only_as_many_claims_leave_a_lost_node_as_pods_wait() {
     world.settle();
     assert_eq!(world.claims("job"), [("n0".to_owned(), 3), ("n1".to_owned(), 1)].into());
 }
+
+/// Whether a check is told to say this.
+fn says(actions: &[Action], wanted: CheckState) -> bool {
+    actions.iter().any(|a| matches!(a, Action::SetCheck { state, .. } if *state == wanted))
+}
+
+#[test]
+fn a_pod_that_has_waited_long_for_its_predecessor_is_given_time_to_get_its_slice() {
+    let (mut world, pods) = two_running();
+    world.snap.pods.get_mut(&pods[0]).unwrap().deleting = true;
+    let replacement = world.create_pod("job");
+    world.settle();
+    world.pass_time(HOLD * 10);
+    world.settle();
+    // The API server says that the pod is over before its agent says that the slice is free.
+    world.end_pod(&pods[0]);
+    let actions = world.step();
+    assert!(!says(&actions, CheckState::Retry), "{actions:?}");
+    world.settle();
+    assert!(world.pod(&replacement).node.is_some());
+}
+
+#[test]
+fn a_pod_that_nobody_needs_does_not_make_others_impatient() {
+    let (mut world, pods) = two_running();
+    world.create_pod("job");
+    world.pass_time(HOLD * 10);
+    world.settle();
+    world.end_pod(&pods[0]);
+    world.create_pod("job");
+    let actions = world.step();
+    assert!(!says(&actions, CheckState::Retry), "{actions:?}");
+    world.settle();
+    assert_eq!(world.state("job"), CheckState::Ready);
+}
