@@ -3,8 +3,9 @@
 
 use std::collections::BTreeMap;
 
+use super::place::Obstacle;
 use super::{Pass, Pod};
-use crate::id::{NodeName, PodSetName, PodUid, WorkloadUid};
+use crate::id::{Attempt, NodeName, PodSetName, PodUid, WorkloadUid};
 use crate::ledger::Ledger;
 use crate::node::Node;
 use crate::time::Timestamp;
@@ -34,16 +35,46 @@ impl<'a> Pass<'a> {
         }
     }
 
-    /// Gives up the claims of an admitted workload on nodes that are lost or cannot make slices, as far as pods that are not
-    /// there yet wait for them. A pod that is being deleted on a node that is lost does not keep its claim: nobody can say when,
-    /// or whether, it ends, and Kubernetes has put another in its place. The slice stays in its hands.
-    pub(super) fn leave_lost_nodes(&mut self, workload: &Workload, demand: &[PodSetDemand]) {
+    /// As [`Self::place`], for an admitted workload: what it has claimed on nodes that are lost it has elsewhere, if pods wait for
+    /// it and there is room. Otherwise the claims stay: the node may be back in a moment.
+    pub(super) fn place_again(
+        &mut self,
+        workload: &Workload,
+        attempt: &Attempt,
+        demand: &[PodSetDemand],
+    ) -> Result<(), Obstacle> {
+        let leaving = self.lost_claims(workload, attempt, demand);
+        if leaving.is_empty() {
+            return self.place(workload, attempt, demand);
+        }
+        let before = self.books.clone();
+        for (name, pod_set, pods) in leaving {
+            if let Some(book) = self.books.get_mut(&name) {
+                book.unclaim_pods(&workload.key.uid, attempt, pod_set, pods);
+            }
+        }
+        let Err(obstacle) = self.place(workload, attempt, demand) else { return Ok(()) };
+        self.books = before;
+        self.place(workload, attempt, demand)?;
+        self.obstacles.insert(workload.key.uid.clone(), obstacle.0);
+        Ok(())
+    }
+
+    /// The claims of an admitted workload on nodes that are lost or cannot make slices, as far as pods that are not there yet
+    /// wait for them. A pod that is being deleted on a node that is lost does not keep its claim: nobody can say when, or
+    /// whether, it ends, and Kubernetes has put another in its place. The slice stays in its hands.
+    fn lost_claims<'b>(
+        &self,
+        workload: &Workload,
+        attempt: &Attempt,
+        demand: &'b [PodSetDemand],
+    ) -> Vec<(NodeName, &'b PodSetName, u32)> {
+        let mut lost = Vec::new();
         for pod_set in demand {
             let mut missing = self.missing(workload, pod_set);
             if missing == 0 {
                 continue;
             }
-            let Some(Reservation { attempt, .. }) = &workload.reservation else { continue };
             let here = self.pods_by_node(workload, pod_set);
             let staying = self.staying(workload, pod_set);
             let unfit =
@@ -53,7 +84,7 @@ impl<'a> Pass<'a> {
                 let claimed = book.pods_within(&workload.key.uid, attempt, &pod_set.name);
                 if unfit(name) {
                     let stay = staying.get(name).copied().unwrap_or(0);
-                    unfit_nodes.push((name.clone(), claimed.saturating_sub(stay)));
+                    unfit_nodes.push((name, claimed.saturating_sub(stay)));
                 } else {
                     free += claimed.saturating_sub(here.get(name).copied().unwrap_or(0));
                 }
@@ -61,12 +92,13 @@ impl<'a> Pass<'a> {
             missing = missing.saturating_sub(free);
             for (name, left) in unfit_nodes {
                 let pods = missing.min(left);
-                if let Some(book) = self.books.get_mut(&name) {
-                    book.unclaim_pods(&workload.key.uid, attempt, &pod_set.name, pods);
+                if pods > 0 {
+                    lost.push((name.clone(), &pod_set.name, pods));
                 }
                 missing -= pods;
             }
         }
+        lost
     }
 
     /// Queues an admitted workload again when a pod of it has waited too long for a slice: the others could wait for it for

@@ -68,12 +68,13 @@ impl Pass<'_> {
             let message = format!("Waiting for AdmissionCheck {check} to bring nodes.");
             return self.tell(workload, CheckState::Pending, &message);
         }
-        if runs {
-            self.leave_lost_nodes(workload, demand);
+        let placed = if runs {
+            self.place_again(workload, &reservation.attempt, demand)
         } else {
             self.leave_silent_nodes(workload, &reservation.attempt);
-        }
-        if let Err(obstacle) = self.place(workload, &reservation.attempt, demand) {
+            self.place(workload, &reservation.attempt, demand)
+        };
+        if let Err(obstacle) = placed {
             return self.turn_away(workload, reservation, passed, &obstacle.0);
         }
         if passed {

@@ -205,3 +205,44 @@ fn a_pod_that_nobody_needs_does_not_make_others_impatient() {
     world.settle();
     assert_eq!(world.state("job"), CheckState::Ready);
 }
+
+#[test]
+fn a_node_that_is_away_for_a_moment_before_the_first_pod_is_sent_there_costs_nothing() {
+    let mut world = World::with_nodes(&[&[a30()]]);
+    world.submit("job", 1, &[("4g.24gb", 1)]);
+    world.settle();
+    let pod = world.create_pod("job");
+    world.host_mut("n0").ready = false;
+    assert_eq!(world.step(), [], "it may be back in a second");
+    world.host_mut("n0").ready = true;
+    world.settle();
+    assert!(world.pod(&pod).node.is_some());
+    assert_eq!(world.state("job"), CheckState::Ready);
+}
+
+#[test]
+fn a_workload_none_of_whose_pods_could_begin_is_queued_again_after_the_hold() {
+    let mut world = World::with_nodes(&[&[a30()]]);
+    world.submit("job", 1, &[("4g.24gb", 1)]);
+    world.settle();
+    world.create_pod("job");
+    world.host_mut("n0").ready = false;
+    world.settle();
+    world.pass_time(HOLD);
+    world.settle();
+    let (state, message) = world.check("job");
+    assert_eq!(state, CheckState::Retry);
+    assert!(message.starts_with("A pod waits for a slice that cannot be had. Every node of"), "{message}");
+}
+
+#[test]
+fn what_is_claimed_on_a_lost_node_is_kept_while_there_is_no_room_elsewhere() {
+    let (mut world, pods) = two_running();
+    let lost = node_of(&world, &pods[0]);
+    let replacement = loses(&mut world, &pods[0]);
+    assert_eq!(world.step(), [], "nothing is gained by giving it up");
+    world.host_mut(&lost).ready = true;
+    world.end_pod(&pods[0]);
+    world.settle();
+    assert_eq!(node_of(&world, &replacement), lost);
+}
