@@ -304,6 +304,8 @@ impl Pass<'_> {
                         && !w.admitted
                         && w.checks.iter().any(|c| c.state != CheckState::Ready)
                 });
+                // Pods of a job that is to be larger run on what they have before the whole of it is ready.
+                let waits = waits && !self.has_live_pods(&claim.workload);
                 if !waits {
                     promised.to.insert((uid.clone(), claim.attempt.clone()));
                     *promised.slices.entry((node.name.clone(), claim.profile.clone())).or_default() +=

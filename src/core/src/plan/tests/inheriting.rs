@@ -1,3 +1,5 @@
+use std::time::Duration;
+
 use super::world::{HOLD, World, pod_set};
 use crate::geometry::tests::{a30, a100};
 use crate::id::{PodUid, WorkloadUid};
@@ -121,4 +123,24 @@ fn a_job_that_runs_is_not_killed_because_it_cannot_grow() {
     world.ask_for("second", |_| 1);
     world.settle();
     assert_eq!(world.state("second"), CheckState::Ready, "scaled down again, it has what it asks for");
+}
+
+#[test]
+fn slices_on_which_pods_of_a_successor_run_are_nobody_elses_before_it_is_ready() {
+    let mut world = World::with_nodes(&[&[a30()]]);
+    world.submit("first", 2, &[("1g.6gb", 1)]);
+    world.settle();
+    world.create_pod("first");
+    world.create_pod("first");
+    world.settle();
+    world.submit("other", 2, &[("1g.6gb", 1)]);
+    world.pass_time(Duration::from_secs(1));
+    world.replace("first", "second", 1);
+    world.step();
+    assert_eq!(world.claims("other"), [("n0".to_owned(), 2)].into());
+    world.step();
+    assert_eq!(world.state("other"), CheckState::Pending, "its slices are still to be made");
+    world.settle();
+    assert_eq!(world.state("other"), CheckState::Ready);
+    assert_eq!(world.state("second"), CheckState::Pending);
 }
