@@ -287,7 +287,11 @@ impl Pass<'_> {
         });
         let there =
             in_use.iter().filter(|(_, hands)| passed || **hands != Hands::Leaving).count() + idle.count();
-        let taken = hands::taken(in_use.iter().map(|(_, hands)| (profile, *hands)), &mig.confirmed.claims);
+        let taken = hands::taken(
+            in_use.iter().map(|(_, hands)| (profile, *hands)),
+            &mig.confirmed.claims,
+            &self.heirs,
+        );
         let taken = taken.get(profile).copied().unwrap_or(0);
         u32::try_from(there).unwrap_or(u32::MAX).saturating_sub(taken)
     }

@@ -124,7 +124,7 @@ impl<'a> Pass<'a> {
             Some(Hands::Stranger) => true,
             Some(Hands::Workload { namespace, uid }) => self.books.get(&node.name).is_some_and(|book| {
                 !book.claims().iter().any(|c| {
-                    c.workload.uid == *uid
+                    self.heir(&c.workload.uid) == uid
                         && c.workload.namespace == *namespace
                         && c.profile == observed.slice.profile
                 })

@@ -8,12 +8,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Pass, Snapshot};
+use crate::hands::Heirs;
 use crate::id::WorkloadUid;
 use crate::node::Claim;
 use crate::workload::{Demand, Reservation, Workload};
-
-/// For each uid of a Workload that has an heir: the uid of its last heir.
-pub(super) type Heirs = BTreeMap<WorkloadUid, WorkloadUid>;
 
 /// Who has taken over from whom. A Workload that is gone, of which only the uid on its pods is left, is succeeded by the only
 /// one that the pods' owner has now.
@@ -86,7 +84,7 @@ impl Pass<'_> {
     /// them keep their slices. What the heir does not ask for, or what an earlier reservation has left, is released in its
     /// own time.
     pub(super) fn inherit(&mut self) {
-        for (old, heir) in &self.heirs {
+        for (old, heir) in &*self.heirs.clone() {
             let Some(heir) = self.world.workloads.get(heir).filter(|w| w.entitled()) else { continue };
             let Some(Reservation { attempt, demand: Demand::Slices(demand), .. }) = &heir.reservation else {
                 continue;

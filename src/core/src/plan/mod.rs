@@ -21,7 +21,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::hands::Hands;
+use crate::hands::{Hands, Heirs};
 use crate::id::{Attempt, NodeName, PodSetName, PodUid, WorkloadKey, WorkloadUid};
 use crate::ledger::Ledger;
 use crate::node::{Claim, MigNode, Node, NodeSpec, Version};
@@ -29,7 +29,6 @@ use crate::profile::ProfileName;
 use crate::resources::Resources;
 use crate::time::Timestamp;
 use crate::workload::{CheckState, Policy, Workload};
-use inherit::Heirs;
 pub use notice::{Matter, Notice, Place, Subject};
 
 /// What the plan takes for granted.
@@ -235,7 +234,7 @@ struct Pass<'a> {
     limits: &'a Limits,
     books: BTreeMap<NodeName, Ledger>,
     /// Workloads that others have taken over from.
-    heirs: Heirs,
+    heirs: Arc<Heirs>,
     /// The live pods of each workload.
     live: BTreeMap<WorkloadUid, Vec<&'a Pod>>,
     /// The pods of each workload that wait to be sent to a node.
@@ -253,7 +252,7 @@ struct Pass<'a> {
 
 impl<'a> Pass<'a> {
     fn open(now: Timestamp, world: &'a Snapshot, limits: &'a Limits) -> Self {
-        let heirs = inherit::heirs(world);
+        let heirs = Arc::new(inherit::heirs(world));
         let mut live: BTreeMap<WorkloadUid, Vec<&Pod>> = BTreeMap::new();
         let mut gated: BTreeMap<WorkloadUid, Vec<&Pod>> = BTreeMap::new();
         for pod in world.pods.values().filter(|pod| !pod.terminal) {
@@ -287,7 +286,7 @@ impl<'a> Pass<'a> {
                 free
             });
             let hands = pass.find_hands(&node.name, mig);
-            let mut book = Ledger::open(now, &node.name, mig, free, &hands);
+            let mut book = Ledger::open(now, &node.name, mig, free, &hands, &pass.heirs);
             pass.hands.insert(node.name.clone(), hands);
             book.remake_after_use = pass.remakes(node, mig);
             for (workload, pod_set) in claimants(&book) {

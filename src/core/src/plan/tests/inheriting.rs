@@ -144,3 +144,25 @@ fn slices_on_which_pods_of_a_successor_run_are_nobody_elses_before_it_is_ready()
     assert_eq!(world.state("other"), CheckState::Ready);
     assert_eq!(world.state("second"), CheckState::Pending);
 }
+
+#[test]
+fn slices_of_one_that_was_replaced_are_its_own_while_the_successor_has_no_quota() {
+    let mut world = World::with_nodes(&[&[a30()]]);
+    world.submit("first", 1, &[("1g.6gb", 1)]);
+    world.settle();
+    let pod = world.create_pod("first");
+    world.settle();
+    world.submit("other", 3, &[("1g.6gb", 1)]);
+    world.settle();
+    world.replace("first", "second", 1);
+    world.evict("second");
+    world.settle();
+    assert_eq!(world.state("other"), CheckState::Ready);
+    assert_eq!(world.claims("other"), [("n0".to_owned(), 3)].into(), "nobody has taken anything");
+    assert_eq!(world.told("SliceTaken"), []);
+    assert!(world.plan().taken.is_empty());
+    assert_eq!(world.claims("first"), [("n0".to_owned(), 1)].into());
+    world.end_pod(&pod);
+    world.settle();
+    assert_eq!(world.claims("first"), [].into());
+}
