@@ -107,7 +107,7 @@ impl<'a> Pass<'a> {
         for (uid, pods) in stranded {
             let Some(workload) = self.world.workloads.get(uid) else { continue };
             let Some(Reservation { demand: Demand::Slices(demand), .. }) = workload.open() else { continue };
-            if !workload.admitted || !workload.passed() {
+            if !workload.admitted || !workload.passed() || !self.may_start_over(workload) {
                 continue;
             }
             let Some(since) = demand.iter().filter_map(|p| self.waiting_since(workload, p, pods)).min() else {

@@ -126,7 +126,7 @@ impl Pass<'_> {
         self.give_up(workload, &reservation.attempt);
         if passed && workload.admitted {
             // Its pods are gated as long as it has no claim: nothing runs, so its quota is better given to others.
-            if self.has_live_pods(&workload.key) {
+            if self.has_live_pods(&workload.key) || !self.may_start_over(workload) {
                 self.obstacles.insert(workload.key.uid.clone(), obstacle.to_owned());
             } else {
                 self.tell(workload, CheckState::Retry, &format!("The reservation was lost. {obstacle}"));
@@ -142,16 +142,19 @@ impl Pass<'_> {
         }
     }
 
-    /// Whether a workload may be evicted for want of slices. A job that only wants to be larger may not: Kueue would end the pods
-    /// that run, and cannot start it again (0.18: its own annotations are in the way).
+    /// Whether a workload may be evicted for want of slices. A job that has been made larger may not, as long as it has what it
+    /// had before: Kueue would end the pods that run, and cannot start it again (0.18: its own annotations are in the way).
+    /// That no pod runs may be the moment between one pod and the next.
     pub(super) fn may_start_over(&self, workload: &Workload) -> bool {
-        workload.replaces.is_none() || !self.has_live_pods(&workload.key)
+        let claimed = |book: &Ledger| book.claims().iter().any(|c| c.workload.uid == workload.key.uid);
+        workload.replaces.is_none()
+            || !self.has_live_pods(&workload.key) && !self.books.values().any(claimed)
     }
 
     /// Strikes out what a reservation has claimed, unless something may run on it. What an earlier one has left is released
     /// in its own time.
     fn give_up(&mut self, workload: &Workload, attempt: &Attempt) {
-        if !self.has_live_pods(&workload.key) {
+        if !self.has_live_pods(&workload.key) && self.may_start_over(workload) {
             for book in self.books.values_mut() {
                 book.drop_claims(|c| c.workload.uid == workload.key.uid && c.attempt == *attempt);
             }

@@ -166,3 +166,40 @@ fn slices_of_one_that_was_replaced_are_its_own_while_the_successor_has_no_quota(
     world.settle();
     assert_eq!(world.claims("first"), [].into());
 }
+
+#[test]
+fn a_job_that_cannot_grow_is_not_killed_when_its_last_pod_ends_and_another_follows() {
+    let mut world = World::with_nodes(&[&[a30()]]);
+    world.submit("first", 1, &[("4g.24gb", 1)]);
+    world.settle();
+    let pod = world.create_pod("first");
+    world.settle();
+    world.replace("first", "second", 1);
+    world.create_pod("first");
+    world.pass_time(HOLD * 100);
+    world.settle();
+    world.end_pod(&pod);
+    world.settle();
+    assert_eq!(world.state("second"), CheckState::Pending, "Kueue could not start the job again");
+    assert_eq!(world.claims("second"), [("n0".to_owned(), 1)].into(), "what it had is still its own");
+}
+
+#[test]
+fn a_job_that_has_grown_is_not_killed_because_one_of_its_pods_has_lost_its_node() {
+    let mut world = World::with_nodes(&[&[a30()], &[a30()]]);
+    world.submit("first", 1, &[("4g.24gb", 1)]);
+    world.settle();
+    world.create_pod("first");
+    world.settle();
+    world.replace("first", "second", 1);
+    let new = world.create_pod("first");
+    world.settle();
+    let lost = world.pod(&new).node.clone().unwrap();
+    world.host_mut(lost.as_str()).ready = false;
+    world.snap.pods.get_mut(&new).unwrap().deleting = true;
+    world.create_pod("first");
+    world.settle();
+    world.pass_time(HOLD * 10);
+    world.settle();
+    assert_eq!(world.state("second"), CheckState::Ready, "Kueue could not start the job again");
+}
