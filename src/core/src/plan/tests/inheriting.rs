@@ -203,3 +203,21 @@ fn a_job_that_has_grown_is_not_killed_because_one_of_its_pods_has_lost_its_node(
     world.settle();
     assert_eq!(world.state("second"), CheckState::Ready, "Kueue could not start the job again");
 }
+
+#[test]
+fn a_job_that_waits_to_be_larger_goes_on_as_it_was() {
+    let mut world = World::with_nodes(&[&[a30()]]);
+    world.submit("first", 2, &[("2g.12gb", 1)]);
+    world.settle();
+    let pods = [world.create_pod("first"), world.create_pod("first")];
+    world.settle();
+    world.replace("first", "second", 1);
+    world.create_pod("first");
+    world.settle();
+    assert_eq!(world.held.len(), 2, "no more than had been let in");
+    world.end_pod(&pods[0]);
+    world.create_pod("first");
+    world.settle();
+    assert_eq!(world.held.len(), 2);
+    assert_eq!(world.state("second"), CheckState::Pending);
+}
