@@ -18,8 +18,11 @@ use crate::workload::{Demand, Reservation, Workload};
 pub(super) fn heirs<'a>(world: &'a Snapshot) -> Heirs {
     let mut successors: BTreeMap<(&str, &str), &'a Workload> = BTreeMap::new();
     for workload in world.workloads.values() {
-        if let Some(old) = &workload.replaces {
-            successors.insert((&*workload.key.namespace, &**old), workload);
+        let Some(old) = &workload.replaces else { continue };
+        let best = successors.entry((&*workload.key.namespace, &**old)).or_insert(workload);
+        // Kueue makes two in a race, and finishes the one that came to nothing (`workloadslicing.normalizeActiveSlices`).
+        if prospects(workload) > prospects(best) {
+            *best = workload;
         }
     }
     if successors.is_empty() {
@@ -65,6 +68,10 @@ pub(super) fn heirs<'a>(world: &'a Snapshot) -> Heirs {
         }
     }
     heirs
+}
+
+fn prospects(workload: &Workload) -> (bool, bool) {
+    (!workload.finished, workload.reservation.is_some())
 }
 
 impl Pass<'_> {

@@ -221,3 +221,21 @@ fn a_job_that_waits_to_be_larger_goes_on_as_it_was() {
     assert_eq!(world.held.len(), 2);
     assert_eq!(world.state("second"), CheckState::Pending);
 }
+
+#[test]
+fn of_two_that_name_the_same_predecessor_the_one_that_is_not_finished_is_the_heir() {
+    for (failed, second) in [("a", "b"), ("b", "a")] {
+        let (mut world, _) = one_running();
+        world.replace("first", failed, 1);
+        world.workload_mut("first").finished = false;
+        world.workload_mut(failed).reservation = None;
+        world.finish(failed);
+        world.settle();
+        world.replace("first", second, 1);
+        let new = world.create_pod("first");
+        world.settle();
+        assert_eq!(world.claims(second), [("n0".to_owned(), 2)].into());
+        assert_eq!(world.claims("first"), [].into());
+        assert!(world.pod(&new).node.is_some());
+    }
+}

@@ -209,8 +209,8 @@ impl World {
     /// The Workload that has taken over from another, or the other.
     pub fn heir(&self, uid: &WorkloadUid) -> WorkloadUid {
         let Some(old) = self.snap.workloads.get(uid).filter(|w| w.finished) else { return uid.clone() };
-        let mut successors = self.snap.workloads.values();
-        let heir = successors.find(|w| w.replaces.as_ref() == Some(&old.key.name));
+        let successors = self.snap.workloads.values().filter(|w| w.replaces.as_ref() == Some(&old.key.name));
+        let heir = successors.max_by_key(|w| (!w.finished, w.reservation.is_some()));
         heir.map_or_else(|| uid.clone(), |w| self.heir(&w.key.uid))
     }
 
