@@ -239,3 +239,18 @@ fn of_two_that_name_the_same_predecessor_the_one_that_is_not_finished_is_the_hei
         assert!(world.pod(&new).node.is_some());
     }
 }
+
+#[test]
+fn claims_outlive_the_deletion_of_a_job_that_has_grown_until_its_pods_are_gone() {
+    let (mut world, pod) = one_running();
+    world.replace("first", "second", 1);
+    world.settle();
+    world.snap.pods.get_mut(&pod).unwrap().deleting = true;
+    world.snap.workloads.clear();
+    world.settle();
+    assert_eq!(world.claims("second"), [("n0".to_owned(), 2)].into(), "a pod runs on under the old label");
+    assert_eq!(world.told("SliceTaken"), []);
+    world.end_pod(&pod);
+    world.settle();
+    assert_eq!(world.claims("second"), [].into());
+}
