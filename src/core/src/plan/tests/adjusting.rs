@@ -246,3 +246,12 @@ fn what_is_claimed_on_a_lost_node_is_kept_while_there_is_no_room_elsewhere() {
     world.settle();
     assert_eq!(node_of(&world, &replacement), lost);
 }
+
+#[test]
+fn nobody_is_told_that_a_pod_came_past_the_queue_when_its_claim_has_moved_to_its_replacement() {
+    let (mut world, pods) = two_running();
+    world.add_node("n2", &[a30()]);
+    loses(&mut world, &pods[0]);
+    world.settle();
+    assert_eq!(world.told("SliceTaken"), []);
+}
