@@ -11,6 +11,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::place::selects;
 use super::{Action, Pass};
 use crate::hands::{self, Hands};
 use crate::id::{Attempt, NodeName, PodSetName, WorkloadUid};
@@ -71,7 +72,7 @@ impl Pass<'_> {
         let placed = if runs {
             self.place_again(workload, &reservation.attempt, demand)
         } else {
-            self.leave_silent_nodes(workload, &reservation.attempt);
+            self.leave_silent_nodes(workload, &reservation.attempt, demand);
             self.place(workload, &reservation.attempt, demand)
         };
         if let Err(obstacle) = placed {
@@ -97,23 +98,27 @@ impl Pass<'_> {
         }
     }
 
-    /// Moves what waits on a node whose agent does not answer, or that is not ready, to another.
-    fn leave_silent_nodes(&mut self, workload: &Workload, attempt: &Attempt) {
+    /// Moves what waits on a node whose agent does not answer, or that is not ready, or on which its pods may not run any more
+    /// (another check has spoken, or a label or a policy has changed) to another.
+    fn leave_silent_nodes(&mut self, workload: &Workload, attempt: &Attempt, demand: &[PodSetDemand]) {
         if workload.admitted {
             return;
         }
         let occupied: BTreeSet<NodeName> =
             self.live_pods(&workload.key).filter_map(|pod| self.whereabouts(pod)).collect();
-        let lost = |node: &Node| !self.fit_for_use(node);
-        let left: Vec<NodeName> = self
-            .books
-            .keys()
-            .filter(|name| !occupied.contains(*name) && self.world.nodes.get(*name).is_some_and(lost))
-            .cloned()
-            .collect();
-        for name in left {
+        let theirs = |c: &Claim| c.workload.uid == workload.key.uid && c.attempt == *attempt;
+        let mut left: Vec<(NodeName, PodSetName)> = Vec::new();
+        for (name, book) in self.books.iter().filter(|(name, _)| !occupied.contains(*name)) {
+            let Some(node) = self.world.nodes.get(name) else { continue };
+            let leaves = |pod_set: &PodSetName| {
+                !self.fit_for_use(node) || demand.iter().any(|p| p.name == *pod_set && !selects(node, p))
+            };
+            let claims = book.claims().iter().filter(|claim| theirs(claim) && leaves(&claim.pod_set));
+            left.extend(claims.map(|claim| (name.clone(), claim.pod_set.clone())));
+        }
+        for (name, pod_set) in left {
             let Some(book) = self.books.get_mut(&name) else { continue };
-            book.drop_claims(|c| c.workload.uid == workload.key.uid && c.attempt == *attempt);
+            book.drop_claims(|claim| theirs(claim) && claim.pod_set == pod_set);
         }
         let lagging =
             self.books.keys().filter_map(|n| self.world.nodes.get(n)?.mig.as_ref()?.lagging_since).min();

@@ -99,12 +99,7 @@ impl Pass<'_> {
             self.books.iter().filter_map(|(name, book)| Some((self.world.nodes.get(name)?, book))).collect();
         let selected: Vec<_> = managed
             .into_iter()
-            .filter(|(node, _)| {
-                node.host.as_ref().is_some_and(|host| {
-                    demand.constraints.select(node.name.as_str(), &host.traits)
-                        && demand.allowed.iter().all(|a| a.select(node.name.as_str(), &host.traits))
-                })
-            })
+            .filter(|(node, _)| selects(node, demand))
             .collect();
         if selected.is_empty() {
             return Err(Obstacle(format!(
@@ -206,6 +201,14 @@ impl Pass<'_> {
         }
         Some(most)
     }
+}
+
+/// Whether flavor, policies, selector and affinity of a pod set allow a node.
+pub(super) fn selects(node: &Node, demand: &PodSetDemand) -> bool {
+    node.host.as_ref().is_some_and(|host| {
+        demand.constraints.select(node.name.as_str(), &host.traits)
+            && demand.allowed.iter().all(|a| a.select(node.name.as_str(), &host.traits))
+    })
 }
 
 fn pods(count: u32) -> String {

@@ -4,7 +4,7 @@ use super::world::{HOLD, World};
 use crate::geometry::tests::a30;
 use crate::id::PodUid;
 use crate::plan::Action;
-use crate::workload::CheckState;
+use crate::workload::{CheckState, Demand};
 
 /// `job` runs a pod on each of two full nodes.
 fn two_running() -> (World, Vec<PodUid>) {
@@ -254,4 +254,24 @@ fn nobody_is_told_that_a_pod_came_past_the_queue_when_its_claim_has_moved_to_its
     loses(&mut world, &pods[0]);
     world.settle();
     assert_eq!(world.told("SliceTaken"), []);
+}
+
+#[test]
+fn claims_leave_nodes_that_another_check_rules_out_before_admission() {
+    let mut world = World::with_nodes(&[&[a30()], &[a30()]]);
+    world.submit("job", 1, &[("4g.24gb", 1)]);
+    world.settle();
+    // Somebody else's check has not spoken yet.
+    world.workload_mut("job").admitted = false;
+    let claimed = world.claims("job").into_keys().next().unwrap();
+    let other = if claimed == "n0" { "n1" } else { "n0" };
+    let label = ("zone".to_owned(), "b".to_owned());
+    world.host_mut(other).traits.labels.extend([label.clone()]);
+    let reservation = world.workload_mut("job").reservation.as_mut().unwrap();
+    if let Demand::Slices(demand) = &mut reservation.demand {
+        demand[0].constraints.node_selector.extend([label]);
+    }
+    world.settle();
+    assert_eq!(world.claims("job"), [(other.to_owned(), 1)].into(), "its pods could not run elsewhere");
+    assert_eq!(world.state("job"), CheckState::Ready);
 }
