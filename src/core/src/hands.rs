@@ -58,8 +58,7 @@ pub fn taken<'a>(
                     && *c.workload.namespace == *namespace
                     && c.profile == *profile
             })
-            .map(|c| c.slices)
-            .sum();
+            .fold(0, |sum, c| u32::saturating_add(sum, c.slices));
         if held > covered {
             *taken.entry(profile.clone()).or_default() += held - covered;
         }

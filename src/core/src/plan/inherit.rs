@@ -124,7 +124,9 @@ impl Pass<'_> {
                 let each = pod_set.and_then(|pod_set| pod_set.slices.get(&claim.profile)).copied();
                 claim.workload.uid == *old
                     && last.is_none_or(|last| *last == claim.attempt)
-                    && each.is_some_and(|each| each * claim.pods == claim.slices)
+                    && each.is_some_and(|each| {
+                        u64::from(each) * u64::from(claim.pods) == u64::from(claim.slices)
+                    })
             };
             for book in self.books.values_mut() {
                 book.transfer_claims(wanted, &heir.key, attempt);

@@ -254,3 +254,18 @@ fn claims_outlive_the_deletion_of_a_job_that_has_grown_until_its_pods_are_gone()
     world.settle();
     assert_eq!(world.claims("second"), [].into());
 }
+
+#[test]
+fn a_successor_that_asks_for_the_impossible_does_not_stop_the_others() {
+    let mut world = World::with_nodes(&[&[a30()]]);
+    world.submit("first", 2, &[("1g.6gb", 1)]);
+    world.settle();
+    world.create_pod("first");
+    world.settle();
+    world.replace("first", "second", 1);
+    let impossible = Demand::Slices(vec![pod_set(1, &[("1g.6gb", u32::MAX)])]);
+    world.workload_mut("second").reservation.as_mut().unwrap().demand = impossible;
+    world.submit("other", 1, &[("1g.6gb", 1)]);
+    world.settle();
+    assert_eq!(world.state("other"), CheckState::Ready);
+}
