@@ -110,7 +110,8 @@ impl<'a> Pass<'a> {
             if !workload.admitted || !workload.passed() || !self.may_start_over(workload) {
                 continue;
             }
-            let Some(since) = demand.iter().filter_map(|p| self.waiting_since(workload, p, pods)).min() else {
+            let Some(since) = demand.iter().filter_map(|p| self.waiting_since(workload, p, pods)).min()
+            else {
                 continue;
             };
             let patience = workload.patience().max(self.limits.patience);

@@ -16,7 +16,7 @@ use super::{Action, Pass};
 use crate::hands::{self, Hands};
 use crate::id::{Attempt, NodeName, PodSetName, WorkloadUid};
 use crate::ledger::Ledger;
-use crate::node::{Claim, Node, ObservedSlice, SliceState};
+use crate::node::{Claim, ObservedSlice, SliceState};
 use crate::profile::ProfileName;
 use crate::time::Timestamp;
 use crate::workload::{Check, CheckState, Demand, Nodes, PodSetDemand, Reservation, Workload};
@@ -152,8 +152,7 @@ impl Pass<'_> {
     /// That no pod runs may be the moment between one pod and the next.
     pub(super) fn may_start_over(&self, workload: &Workload) -> bool {
         let claimed = |book: &Ledger| book.claims().iter().any(|c| c.workload.uid == workload.key.uid);
-        workload.replaces.is_none()
-            || !self.has_live_pods(&workload.key) && !self.books.values().any(claimed)
+        workload.replaces.is_none() || !self.has_live_pods(&workload.key) && !self.books.values().any(claimed)
     }
 
     /// Strikes out what a reservation has claimed, unless something may run on it. What an earlier one has left is released

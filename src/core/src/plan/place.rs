@@ -97,10 +97,7 @@ impl Pass<'_> {
     fn admissible(&self, demand: &PodSetDemand) -> Result<Vec<NodeName>, Obstacle> {
         let managed: Vec<(&Node, &Ledger)> =
             self.books.iter().filter_map(|(name, book)| Some((self.world.nodes.get(name)?, book))).collect();
-        let selected: Vec<_> = managed
-            .into_iter()
-            .filter(|(node, _)| selects(node, demand))
-            .collect();
+        let selected: Vec<_> = managed.into_iter().filter(|(node, _)| selects(node, demand)).collect();
         if selected.is_empty() {
             return Err(Obstacle(format!(
                 "No node with a MIGNode matches {}, its SlicePolicy, and the node selector and affinity of pod set {}.",

@@ -111,9 +111,8 @@ impl<'a> Pass<'a> {
         for _ in 0..self.world.workloads.len() {
             let Some(name) = &workload.replaces else { break };
             let mut all = self.world.workloads.values();
-            let replaced = all.find(|w| {
-                w.key.namespace == workload.key.namespace && w.key.name == *name && w.finished
-            });
+            let replaced =
+                all.find(|w| w.key.namespace == workload.key.namespace && w.key.name == *name && w.finished);
             match replaced {
                 Some(old) if old.admitted => return old.demand_of(pod_set).map_or(0, |demand| demand.pods),
                 Some(old) => workload = old,
