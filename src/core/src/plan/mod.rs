@@ -257,6 +257,10 @@ impl<'a> Pass<'a> {
         let mut gated: BTreeMap<WorkloadUid, Vec<&Pod>> = BTreeMap::new();
         for pod in world.pods.values().filter(|pod| !pod.terminal) {
             if let Some(label) = &pod.workload {
+                // The label is anybody's to write, and only what asks for slices passes our gate.
+                if pod.live() && pod.asks_for.is_none() {
+                    continue;
+                }
                 let pods = if pod.live() { &mut live } else { &mut gated };
                 pods.entry(heirs.get(label).unwrap_or(label).clone()).or_default().push(pod);
             }

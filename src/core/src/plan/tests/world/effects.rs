@@ -225,7 +225,8 @@ impl World {
             p.workload.as_ref().is_some_and(|label| label == uid || self.heir(label) == heir) && p.live()
         });
         let here = here.filter(|p| namespace.as_ref().is_none_or(|n| *n == p.key.namespace));
-        let here = here.filter(|p| !(p.deleting && lost));
+        // What asks for no slice holds none.
+        let here = here.filter(|p| !(p.deleting && lost) && p.asks_for.is_some());
         let hostname = self.snap.nodes[node].host.as_ref().map(|h| h.hostname.clone());
         let here =
             here.filter(|p| p.node.as_ref() == Some(node) || (p.node.is_none() && p.pinned == hostname));
