@@ -63,6 +63,9 @@ impl Pass<'_> {
                 "The AdmissionCheck is not active; see its Active condition.",
             );
         }
+        if self.is_early(workload, reservation) {
+            return;
+        }
         if let Nodes::Awaited(check) = &workload.nodes
             && !runs
         {

@@ -109,6 +109,21 @@ impl Pass<'_> {
         others.chain([heir, uid]).cloned().collect()
     }
 
+    /// Whether a Workload has quota, but the one that it replaces is not finished yet, as Kueue is about to see to: until then it
+    /// would claim beside what it is to take over.
+    pub(super) fn is_early(&mut self, workload: &Workload, reservation: &Reservation) -> bool {
+        let Some(name) = workload.replaces.as_ref().filter(|_| !workload.passed()) else { return false };
+        let until = reservation.since + self.limits.patience;
+        let mut all = self.world.workloads.values();
+        let in_office = all.any(|w| {
+            w.key.namespace == workload.key.namespace && w.key.name == *name && w.passed() && w.open().is_some()
+        });
+        if in_office {
+            self.recheck(until);
+        }
+        in_office && until > self.now
+    }
+
     /// Enters the claims of Workloads that have been replaced as their heirs', once these have quota: the pods that run on
     /// them keep their slices. What the heir does not ask for, or what an earlier reservation has left, is released in its
     /// own time.

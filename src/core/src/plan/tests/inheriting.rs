@@ -269,3 +269,15 @@ fn a_successor_that_asks_for_the_impossible_does_not_stop_the_others() {
     world.settle();
     assert_eq!(world.state("other"), CheckState::Ready);
 }
+
+#[test]
+fn a_successor_claims_nothing_beside_what_it_is_about_to_take_over() {
+    let (mut world, _) = one_running();
+    world.replace("first", "second", 1);
+    world.workload_mut("first").finished = false;
+    assert_eq!(world.step(), []);
+    world.finish("first");
+    world.settle();
+    assert_eq!(world.claims("second"), [("n0".to_owned(), 2)].into());
+    assert_eq!(world.declared("n0").len(), 2, "no more slices were made than are needed");
+}
