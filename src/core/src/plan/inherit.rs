@@ -116,7 +116,10 @@ impl Pass<'_> {
         let until = reservation.since + self.limits.patience;
         let mut all = self.world.workloads.values();
         let in_office = all.any(|w| {
-            w.key.namespace == workload.key.namespace && w.key.name == *name && w.passed() && w.open().is_some()
+            w.key.namespace == workload.key.namespace
+                && w.key.name == *name
+                && w.passed()
+                && w.open().is_some()
         });
         if in_office {
             self.recheck(until);
