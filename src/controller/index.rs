@@ -548,6 +548,13 @@ impl Index {
         self.snapshot.told.retain(|notice| notices.contains(notice));
     }
 
+    /// Remembers since when pods have been waiting for what they should have.
+    pub fn note_waiting(&mut self, now: Timestamp, waiting: BTreeSet<PodUid>) {
+        let before = std::mem::take(&mut self.snapshot.waiting);
+        let since = |uid: &PodUid| before.get(uid).copied().unwrap_or(now);
+        self.snapshot.waiting = waiting.into_iter().map(|uid| (uid.clone(), since(&uid))).collect();
+    }
+
     /// The MIGNodes that do not bear this version of the controller, or no term, with their resourceVersions.
     pub fn without_mark(&self, version: &str) -> Vec<(NodeName, String)> {
         let unmarked = |entry: &&MigEntry| {

@@ -405,6 +405,7 @@ impl Controller {
         let plan = plan(now, self.index.snapshot(), &self.limits);
         timer.observe_duration();
         self.index.retain_told(&plan.notices);
+        self.index.note_waiting(now, plan.waiting);
         if self.taken != plan.taken {
             self.metrics.taken(&plan.taken, &self.taken);
             self.taken = plan.taken;
