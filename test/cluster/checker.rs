@@ -5,13 +5,14 @@ use std::sync::{Arc, Mutex};
 
 use anyhow::Result;
 use futures::{StreamExt, stream};
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::api::ListParams;
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client, ResourceExt};
 use nvml_sim::{Instance, StateDir};
-use slicegate::api::MIGNode;
+use slicegate::api::{MIGNode, names};
 use slicegate_rig::operator::gpu_state;
+use slicegate_rig::schedulable;
 use tokio::task::JoinHandle;
 
 use crate::support::World;
@@ -79,6 +80,8 @@ impl Checker {
         world
             .until("MIGNodes show exactly the instances that there are", || async {
                 let nodes = world.mig_nodes().await?;
+                let nodes: Vec<_> =
+                    nodes.into_iter().filter(|n| self.judge.gpus.contains_key(&n.name_any())).collect();
                 let shown: BTreeSet<_> = nodes
                     .iter()
                     .flat_map(|n| n.status.iter().flat_map(|s| &s.slices))
@@ -107,8 +110,9 @@ impl Judge {
         let pods = Api::<Pod>::all(self.client.clone());
         let before = holders(&pods.list(&ListParams::default()).await?.items);
         let instances = self.instances()?;
-        let after = holders(&pods.list(&ListParams::default()).await?.items);
         let nodes = Api::<MIGNode>::all(self.client.clone()).list(&ListParams::default()).await?.items;
+        let nodes: Vec<_> = nodes.into_iter().filter(|n| self.gpus.contains_key(&n.name_any())).collect();
+        let after = holders(&pods.list(&ListParams::default()).await?.items);
 
         let mut violations = Vec::new();
         for (node, instances) in &instances {
@@ -131,22 +135,32 @@ impl Judge {
                 violations.extend(overlaps(places).map(|o| format!("GPU {gpu} of {name}, in status: {o}")));
             }
         }
-        // A pod that was there before and after the GPUs were read was there when they were read.
-        let mut held = Counts::new();
-        for (uid, slices) in before.iter().filter(|(uid, _)| after.contains_key(*uid)) {
-            let _ = uid;
-            for (place, count) in slices {
-                *held.entry(place.clone()).or_default() += count;
-            }
-        }
-        for ((node, profile), count) in held {
-            let there =
-                instances.get(&node).map_or(0, |all| all.iter().filter(|i| i.profile == profile).count());
+        // A pod that was there before and after GPUs and MIGNodes were read was there when they were read.
+        let stayed = || before.iter().filter(|(uid, _)| after.contains_key(*uid)).map(|(_, holder)| holder);
+        for ((node, profile), count) in sum(stayed()) {
+            let Some(all) = instances.get(&node) else { continue };
+            let there = all.iter().filter(|i| i.profile == profile).count();
             if count > there {
                 violations.push(format!("{node}: pods hold {count} × {profile}, but there are {there}"));
             }
         }
+        // A claim stays as long as its pod.
+        for ((node, profile), count) in sum(stayed().filter(|holder| holder.claims)) {
+            let Some(node) = nodes.iter().find(|n| n.name_any() == node) else { continue };
+            let claims = node.spec.claims.iter().filter(|claim| claim.profile == profile);
+            let claimed: u32 = claims.map(|claim| claim.slices).sum();
+            let name = node.name_any();
+            if count > claimed as usize && !self.is_lost(&name).await? {
+                violations.push(format!("{name}: pods hold {count} × {profile}, of which {claimed} are claimed"));
+            }
+        }
         Ok(violations)
+    }
+
+    /// Whether nobody will ever say what became of the pods of a node.
+    async fn is_lost(&self, node: &str) -> Result<bool> {
+        let node = Api::<Node>::all(self.client.clone()).get_opt(node).await?;
+        Ok(node.is_none_or(|node| !schedulable(&node)))
     }
 
     fn instances(&self) -> Result<BTreeMap<String, Vec<Instance>>> {
@@ -154,8 +168,23 @@ impl Judge {
     }
 }
 
-/// What each live pod that is bound to a node holds there.
-fn holders(pods: &[Pod]) -> BTreeMap<String, Counts> {
+/// What a live pod that is bound to a node holds there.
+struct Holder {
+    slices: Counts,
+    /// Whether it came through a queue, so that there is a claim for it.
+    claims: bool,
+}
+
+fn sum<'a>(holders: impl Iterator<Item = &'a Holder>) -> Counts {
+    let mut held = Counts::new();
+    for (place, count) in holders.flat_map(|holder| &holder.slices) {
+        *held.entry(place.clone()).or_default() += count;
+    }
+    held
+}
+
+/// Those pods, by uid.
+fn holders(pods: &[Pod]) -> BTreeMap<String, Holder> {
     let mut holders = BTreeMap::new();
     for pod in pods {
         let phase = pod.status.as_ref().and_then(|s| s.phase.as_deref()).unwrap_or_default();
@@ -174,7 +203,8 @@ fn holders(pods: &[Pod]) -> BTreeMap<String, Counts> {
             }
         }
         if !slices.is_empty() {
-            holders.insert(pod.uid().unwrap(), slices);
+            let claims = pod.labels().contains_key(names::WORKLOAD_LABEL);
+            holders.insert(pod.uid().unwrap(), Holder { slices, claims });
         }
     }
     holders

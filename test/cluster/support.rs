@@ -29,7 +29,12 @@ pub struct World {
 impl World {
     /// A cluster with these nodes, the operator and the queues of `kueue/`.
     pub async fn with(nodes: Vec<GpuNode>) -> Result<Self> {
-        let rig = Rig::up(Options::temporary()?).await?;
+        Self::up(Options::temporary()?, nodes).await
+    }
+
+    /// The same, with the cluster as wanted.
+    pub async fn up(options: Options, nodes: Vec<GpuNode>) -> Result<Self> {
+        let rig = Rig::up(options).await?;
         let operator = Operator::find()?;
         operator.install(&rig, &nodes).await?;
         let client = rig.client().await?;

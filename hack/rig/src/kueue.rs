@@ -81,9 +81,9 @@ impl Ports {
     }
 }
 
-/// Kueue's own configuration.
-pub fn config(layout: &Layout<'_>, ports: &Ports) -> Result<String> {
-    let config = json!({
+/// Kueue's own configuration, changed by a JSON merge patch.
+pub fn config(layout: &Layout<'_>, ports: &Ports, patch: &Value) -> Result<String> {
+    let mut config = json!({
         "apiVersion": "config.kueue.x-k8s.io/v1beta2",
         "kind": "Configuration",
         "namespace": "kueue-system",
@@ -110,6 +110,7 @@ pub fn config(layout: &Layout<'_>, ports: &Ports) -> Result<String> {
         ]},
         "featureGates": {"VisibilityOnDemand": false},
     });
+    json_patch::merge(&mut config, patch);
     Ok(serde_json::to_string_pretty(&config)?)
 }
 

@@ -53,7 +53,7 @@ mod state;
 pub mod wait;
 
 pub use image::Image;
-pub use nodes::NodeSpec;
+pub use nodes::{NodeSpec, schedulable};
 pub use options::Options;
 pub use other_plugin::OtherPlugin;
 pub use ports::free_port;

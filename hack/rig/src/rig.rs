@@ -139,14 +139,19 @@ impl Rig {
         let programs = self.repo.programs();
         let layout = Layout { programs: &programs, dir: &dir, pki: &pki, kubeconfig: &self.kubeconfig };
         let ports = kueue::Ports::new()?;
-        let config = kueue::config(&layout, &ports)?;
+        let config = kueue::config(&layout, &ports, &options.kueue)?;
         let kubectl = programs.join("kubectl");
 
         // Kueue's manifests take a second of computing; meanwhile the API server starts.
         let webhooks = ports.webhook_url();
         let rendering = async {
             let module = self.repo.module("sigs.k8s.io/kueue").await?;
-            kueue::objects(&kubectl, &module, &pki, &webhooks, &config).await
+            let mut objects = kueue::objects(&kubectl, &module, &pki, &webhooks, &config).await?;
+            for (module, path) in &options.manifests {
+                let path = self.repo.module(module).await?.join(path);
+                objects.extend(manifests::read(&kubectl, &path).await?);
+            }
+            anyhow::Ok(objects)
         };
         let serving = async {
             let (etcd, url) = control_plane::etcd(&layout)?;
