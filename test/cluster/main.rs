@@ -8,6 +8,7 @@ mod identities;
 mod install;
 mod life;
 mod queues;
+mod quota_loss;
 mod shared;
 mod sixty_jobs;
 mod states;

@@ -12,7 +12,9 @@ use anyhow::{Context, Result};
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
 use serde_json::{Value, json};
+use slicegate::api::MIGNode;
 use slicegate::api::kueue::CheckState;
+use slicegate::api::mig_node::Claim;
 use slicegate_rig::operator::{GpuNode, Operator};
 use slicegate_rig::{NodeSpec, Options, Rig};
 use tokio::runtime::{Builder, Handle};
@@ -141,6 +143,16 @@ impl Home {
     }
 }
 
+/// A claim, as far as tests ask about it.
+pub struct Claimed {
+    /// The node.
+    pub node: String,
+    /// The reservation that it is for.
+    pub attempt: String,
+    /// The pods that it is for.
+    pub pods: u32,
+}
+
 /// What a test has of a shared cluster. Two judges look at it all the while.
 pub struct Place {
     /// The test's name, and that of its namespace.
@@ -205,12 +217,17 @@ impl Place {
         Ok(pods)
     }
 
-    /// The claims of a Workload, as nodes and pods.
-    pub async fn claims(&self, uid: &str) -> Result<Vec<(String, u32)>> {
+    /// The claims of a Workload.
+    pub async fn claims(&self, uid: &str) -> Result<Vec<Claimed>> {
         let nodes = self.mig_nodes().await?;
         let claims = nodes.iter().flat_map(|node| node.spec.claims.iter().map(move |claim| (node, claim)));
         let mine = claims.filter(|(_, claim)| claim.workload.uid == uid);
-        Ok(mine.map(|(node, claim)| (node.name_any(), claim.pods)).collect())
+        let claimed = |(node, claim): (&MIGNode, &Claim)| Claimed {
+            node: node.name_any(),
+            attempt: claim.attempt.clone(),
+            pods: claim.pods,
+        };
+        Ok(mine.map(claimed).collect())
     }
 
     /// The judge of what is said to Kueue.
