@@ -52,11 +52,11 @@ impl Shared {
     /// A place for a test, with nodes that carry the label `test` with its name.
     pub async fn place(&'static self, name: &str, nodes: Vec<GpuNode>) -> Result<Place> {
         let home = self.home().await?;
+        let nodes = home.add_nodes(name, nodes).await?;
         let rig = Rig::attach(&home.dir)?;
+        rig.apply_objects(vec![namespace(name)]).await?;
         let client = rig.client().await?;
-        let mut world = World { rig, operator: Operator::find()?, client, nodes: Vec::new() };
-        world.rig.apply_objects(vec![namespace(name)]).await?;
-        world.nodes = home.add_nodes(name, nodes).await?;
+        let world = World { rig, operator: Operator::find()?, client, nodes };
         let checker = Checker::start(&world);
         let workloads = WorkloadChecker::start(&world.client, name);
         Ok(Place { name: name.to_owned(), world, home, checker: Some(checker), workloads: Some(workloads) })

@@ -6,12 +6,12 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use anyhow::{Context, Result};
 use futures::StreamExt;
-use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::api::ListParams;
 use kube::core::DynamicObject;
 use kube::discovery::ApiResource;
 use kube::runtime::{WatchStreamExt, watcher};
-use kube::{Api, Client};
+use kube::{Api, Client, ResourceExt};
 use serde_json::Value;
 use slicegate::api::mig_node::SliceState;
 use slicegate::api::{MIGNode, kueue, names};
@@ -150,6 +150,10 @@ impl Judge {
         if !later.holds() || later.0["status"]["reclaimablePods"].is_array() {
             return Ok(None); // It is over already, or some of it is: what is claimed by now says nothing.
         }
+        let labelled = ListParams::default().labels(&format!("{}={uid}", names::WORKLOAD_LABEL));
+        let pods_there = Api::<Pod>::namespaced(self.client.clone(), &self.namespace).list(&labelled).await?.items;
+        let pods_there: BTreeSet<_> =
+            pods_there.iter().map(|pod| format!("{}/{}", self.namespace, pod.name_any())).collect();
         let mut pods: BTreeMap<(String, String), u32> = BTreeMap::new();
         for node in &nodes {
             let node_name = node.metadata.name.clone().unwrap_or_default();
@@ -159,8 +163,11 @@ impl Judge {
                 *pods.entry((claim.pod_set.clone(), claim.profile.clone())).or_default() += claim.pods;
             }
             for (profile, claimed) in mine {
+                // A slice that somebody else's pod still holds is promised to nobody.
                 let usable = node.status.iter().flat_map(|status| &status.slices).filter(|slice| {
-                    slice.profile == profile && matches!(slice.state, SliceState::Idle | SliceState::InUse)
+                    let own = slice.pod.as_ref().is_some_and(|pod| pods_there.contains(pod));
+                    slice.profile == profile
+                        && (slice.state == SliceState::Idle || slice.state == SliceState::InUse && own)
                 });
                 let usable = usable.count();
                 let resource = format!("nvidia.com/mig-{}", profile.replace('+', "."));
