@@ -10,7 +10,7 @@ pub const GATE: &str = "slicegate.dev/claim";
 pub const WORKLOAD_LABEL: &str = "slicegate.dev/workload";
 /// Annotation with which the controller marks each MIGNode: its version. An agent of another version says so in a condition.
 pub const CONTROLLER_VERSION: &str = "slicegate.dev/controller-version";
-/// Field manager of the controller's writes.
+/// Field manager of the controller's writes; for an AdmissionCheck's entry in a Workload, with `/` and its name behind it.
 pub const CONTROLLER_MANAGER: &str = "slicegate-controller";
 /// Field manager of the agents' writes.
 pub const AGENT_MANAGER: &str = "slicegate-agent";

@@ -246,8 +246,7 @@ impl Version {
     /// The entries that Slicegate has written to, whoever else has.
     fn ours(&self) -> impl Iterator<Item = &Value> {
         let mut written = BTreeSet::new();
-        for entry in items(&self.0, "/metadata/managedFields").filter(|m| m["manager"] == names::CONTROLLER_MANAGER)
-        {
+        for entry in self.managed() {
             let checks = entry.pointer("/fieldsV1/f:status/f:admissionChecks").and_then(Value::as_object);
             for key in checks.into_iter().flatten().filter_map(|(key, _)| key.strip_prefix("k:")) {
                 if let Ok(key) = serde_json::from_str::<Value>(key) {
@@ -261,9 +260,13 @@ impl Version {
 
     /// When Slicegate last wrote.
     fn written(&self) -> Vec<&Value> {
-        let mine =
-            items(&self.0, "/metadata/managedFields").filter(|m| m["manager"] == names::CONTROLLER_MANAGER);
-        mine.map(|m| &m["time"]).collect()
+        self.managed().map(|m| &m["time"]).collect()
+    }
+
+    /// What Slicegate has written, as the API server keeps it.
+    fn managed(&self) -> impl Iterator<Item = &Value> {
+        items(&self.0, "/metadata/managedFields")
+            .filter(|m| m["manager"].as_str().is_some_and(|m| m.starts_with(names::CONTROLLER_MANAGER)))
     }
 }
 

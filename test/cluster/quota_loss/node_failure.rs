@@ -1,5 +1,7 @@
 //! Nodes that fail under what runs on them.
 
+use std::collections::BTreeSet;
+
 use anyhow::{Context, Result};
 use k8s_openapi::api::core::v1::{Node, Pod};
 use k8s_openapi::jiff::Timestamp;
@@ -19,8 +21,8 @@ async fn two_nodes(name: &str) -> Result<Place> {
 }
 
 /// A Job whose pods Kubernetes gives up as soon as their node is lost.
-fn impatient(place: &Place, name: &str) -> Value {
-    let mut job = place.job(name, 1, &[("4g.24gb", 1)]);
+fn impatient(place: &Place, name: &str, pods: u32) -> Value {
+    let mut job = place.job(name, pods, &[("4g.24gb", 1)]);
     let gone = |key: &str| json!({"key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 0});
     job["spec"]["template"]["spec"]["tolerations"] =
         json!([gone("node.kubernetes.io/not-ready"), gone("node.kubernetes.io/unreachable")]);
@@ -63,7 +65,7 @@ async fn silence(place: &Place, node: &str) -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pod_in_place_of_one_on_a_failed_node_gets_a_slice_on_another() -> Result<()> {
     let place = two_nodes("failed-node").await?;
-    place.submit(&impatient(&place, "job")).await?;
+    place.submit(&impatient(&place, "job", 1)).await?;
     let uid = place.until_running("job", 1).await?;
     let first = node_of(&place, "job").await?;
     silence(&place, &first).await?;
@@ -76,31 +78,62 @@ async fn a_pod_in_place_of_one_on_a_failed_node_gets_a_slice_on_another() -> Res
     place.leave().await
 }
 
+/// What a Job's workload was told when it was queued again, once it was.
+async fn until_queued_again(place: &Place, job: &str) -> Result<String> {
+    place
+        .until(&format!("{job} is queued again"), || async {
+            let versions = place.workloads().versions(job);
+            let entry = versions.iter().filter_map(|v| v.check(&place.name)).find(|c| c["state"] == "Retry");
+            Ok(entry.and_then(|entry| entry["message"].as_str()).map(str::to_owned))
+        })
+        .await
+}
+
 #[tokio::test(flavor = "multi_thread")]
-async fn without_another_node_the_workload_is_queued_again_after_its_hold() -> Result<()> {
+async fn without_another_node_the_workload_waits_for_its_hold_and_is_queued_again() -> Result<()> {
     let name = "no-other-node";
-    let place = CLUSTER.place(name, vec![half_of_an_a30(name)]).await?;
+    let nodes = ["a", "b"].map(|node| half_of_an_a30(&format!("{name}-{node}")));
+    let place = CLUSTER.place(name, nodes.into()).await?;
     place.queue(json!({"holdSeconds": 1, "maxHoldSeconds": 600}), &[("4g.24gb", 2)]).await?;
-    place.submit(&impatient(&place, "job")).await?;
+    place.submit(&impatient(&place, "job", 2)).await?;
+    place.until_running("job", 2).await?;
+    silence(&place, "no-other-node-a").await?;
+    let told = until_queued_again(&place, "job").await?;
+    let why = "A pod waits for a slice that cannot be had. Waiting for free slices: no node of flavor no-other-node has room for \
+               another pod with 1 × 4g.24gb.";
+    assert_eq!(told, why);
+    // What ran on the other node has to stop; it all starts again when there is room for all of it.
+    place.add_nodes(vec![half_of_an_a30("no-other-node-c")]).await?;
+    place
+        .until("it runs on what is left and what has come", || async {
+            let mut pods = place.running("job").await?;
+            pods.retain(|pod| pod.metadata.deletion_timestamp.is_none());
+            let on: BTreeSet<_> = pods.into_iter().filter_map(|pod| pod.spec?.node_name).collect();
+            Ok(on == BTreeSet::from(["no-other-node-b".to_owned(), "no-other-node-c".to_owned()]))
+        })
+        .await?;
+    place.leave().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_workload_of_which_nothing_is_left_running_is_queued_again_at_once() -> Result<()> {
+    let name = "nothing-left";
+    let place = CLUSTER.place(name, vec![half_of_an_a30(name)]).await?;
+    place.queue(json!({"holdSeconds": 600, "maxHoldSeconds": 600}), &[("4g.24gb", 2)]).await?;
+    place.submit(&impatient(&place, "job", 1)).await?;
     place.until_running("job", 1).await?;
     silence(&place, name).await?;
-    let retry = || {
-        let versions = place.workloads().versions("job");
-        let entry = versions.iter().filter_map(|v| v.check(name)).find(|c| c["state"] == "Retry").cloned();
-        entry.map(|entry| entry["message"].as_str().unwrap_or_default().to_owned())
-    };
-    let told = place.until("it is queued again", || async { Ok(retry()) }).await?;
-    assert!(told.starts_with("A pod waits for a slice that cannot be had. "), "{told}");
-    // A node that can have it comes.
-    place.add_nodes(vec![half_of_an_a30("another-node")]).await?;
-    assert_eq!(node_of(&place, "job").await?, "another-node");
+    let told = until_queued_again(&place, "job").await?;
+    assert!(told.starts_with("The reservation was lost. Every node of flavor nothing-left "), "{told}");
+    place.add_nodes(vec![half_of_an_a30("nothing-left-b")]).await?;
+    assert_eq!(node_of(&place, "job").await?, "nothing-left-b");
     place.leave().await
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_that_is_deleted_takes_its_slices_with_it_and_the_job_goes_on_elsewhere() -> Result<()> {
     let place = two_nodes("deleted-node").await?;
-    place.submit(&impatient(&place, "job")).await?;
+    place.submit(&impatient(&place, "job", 1)).await?;
     let uid = place.until_running("job", 1).await?;
     let first = node_of(&place, "job").await?;
     let pod = place.running("job").await?.pop().map(|pod| pod.name_any()).unwrap_or_default();
