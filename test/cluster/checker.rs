@@ -153,7 +153,8 @@ impl Judge {
             let claimed: u32 = claims.map(|claim| claim.slices).sum();
             let name = node.name_any();
             if count > claimed as usize && !self.is_lost(&name).await? {
-                violations.push(format!("{name}: pods hold {count} × {profile}, of which {claimed} are claimed"));
+                violations
+                    .push(format!("{name}: pods hold {count} × {profile}, of which {claimed} are claimed"));
             }
         }
         Ok(violations)

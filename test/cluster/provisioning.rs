@@ -62,11 +62,13 @@ fn brings(name: &str) -> String {
 
 /// What a cluster autoscaler does: it answers the ProvisioningRequests of a namespace.
 async fn answer(place: &Place, condition: &str, pool: Option<&str>) -> Result<()> {
-    let kind = ApiResource::from_gvk(&GroupVersionKind::gvk("autoscaling.x-k8s.io", "v1", "ProvisioningRequest"));
+    let kind =
+        ApiResource::from_gvk(&GroupVersionKind::gvk("autoscaling.x-k8s.io", "v1", "ProvisioningRequest"));
     let requests: Api<DynamicObject> = Api::namespaced_with(place.client.clone(), &place.name, &kind);
     place
         .until(&format!("a ProvisioningRequest is {condition}"), || async {
-            let request = requests.list(&ListParams::default()).await?.items.pop().context("no request yet")?;
+            let request =
+                requests.list(&ListParams::default()).await?.items.pop().context("no request yet")?;
             let mut conditions = request.data["status"]["conditions"].as_array().cloned().unwrap_or_default();
             conditions.push(json!({
                 "type": condition, "status": "True", "reason": "Played", "message": "Said by the test.",
@@ -127,7 +129,9 @@ async fn nodes_that_were_brought_may_take_as_long_as_the_longest_hold_to_registe
     place
         .until("it is told what is missing", || async {
             let told = place.told("job").await?;
-            Ok(told.is_some_and(|(_, text)| text.starts_with(&format!("No node with a MIGNode matches flavor {name}"))))
+            Ok(told.is_some_and(|(_, text)| {
+                text.starts_with(&format!("No node with a MIGNode matches flavor {name}"))
+            }))
         })
         .await?;
     until_reserved_for(&place, "job", 3).await?;

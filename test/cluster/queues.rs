@@ -75,7 +75,13 @@ pub fn local_queue(namespace: &str, name: &str, cluster_queue: &str) -> Value {
 }
 
 /// Changes an object of Kueue's.
-pub async fn patch(client: &Client, kind: &str, namespace: Option<&str>, name: &str, patch: &Value) -> Result<()> {
+pub async fn patch(
+    client: &Client,
+    kind: &str,
+    namespace: Option<&str>,
+    name: &str,
+    patch: &Value,
+) -> Result<()> {
     object(client, kind, namespace).patch(name, &PatchParams::default(), &Patch::Merge(patch)).await?;
     Ok(())
 }

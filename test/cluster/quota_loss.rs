@@ -2,7 +2,7 @@
 
 mod ending;
 mod node_failure;
-mod other_check;
+pub mod other_check;
 mod pods_ready;
 mod preemption;
 mod stopping;

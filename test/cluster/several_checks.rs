@@ -94,7 +94,11 @@ async fn queues_with_different_checks_share_nodes_and_nothing_is_lent_twice() ->
 #[tokio::test(flavor = "multi_thread")]
 async fn two_of_our_checks_on_one_queue_agree_on_nodes_that_both_allow() -> Result<()> {
     let name = "both";
-    let nodes = vec![a30("both-left", &["left"]), a30("both-middle", &["left", "right"]), a30("both-right", &["right"])];
+    let nodes = vec![
+        a30("both-left", &["left"]),
+        a30("both-middle", &["left", "right"]),
+        a30("both-right", &["right"]),
+    ];
     let place = CLUSTER.place(name, nodes).await?;
     let mut objects = vec![queues::flavor(name, &json!({"test": name}))];
     for side in ["left", "right"] {
@@ -113,7 +117,8 @@ async fn two_of_our_checks_on_one_queue_agree_on_nodes_that_both_allow() -> Resu
     let why = "Waiting for free slices: no node of flavor both has room for another pod with 1 × 2g.12gb.";
     place
         .until("both say why it waits", || async {
-            let workload = place.workload_of(name, "waits").await?.and_then(|w| w.status).context("status")?;
+            let workload =
+                place.workload_of(name, "waits").await?.and_then(|w| w.status).context("status")?;
             let says = |check: &str| {
                 let mut entries = workload.admission_checks.iter();
                 entries.any(|c| c.name == check && c.state == CheckState::Pending && c.message == why)
@@ -131,7 +136,8 @@ async fn a_check_without_its_policy_stops_its_own_queue_and_no_other() -> Result
     place.queue(json!({}), &[("1g.6gb", 4)]).await?;
     let quota: &[(&str, u32)] = &[("1g.6gb", 4)];
     let queue = queues::cluster_queue("bad-policy", &["bad-policy"], &[(name, quota)]);
-    let objects = vec![queues::check_only("bad-policy"), queue, queues::local_queue(name, "bad", "bad-policy")];
+    let objects =
+        vec![queues::check_only("bad-policy"), queue, queues::local_queue(name, "bad", "bad-policy")];
     place.rig.apply_objects(objects).await?;
     place.until("its check is inactive", || place.check_condition("bad-policy", "False")).await?;
     let active = async |queue: &str| {
@@ -170,8 +176,11 @@ async fn each_queue_holds_as_long_as_its_policy_says_and_the_shorter_of_two_coun
     for (check, hold) in [("hold-short", 2), ("hold-long", 600)] {
         objects.extend(queues::check(check, &json!({"holdSeconds": hold, "maxHoldSeconds": 600})));
     }
-    let asked: [(&str, &[&str]); 3] =
-        [("hold-long", &["hold-long"]), ("hold-short", &["hold-short"]), ("hold-both", &["hold-long", "hold-short"])];
+    let asked: [(&str, &[&str]); 3] = [
+        ("hold-long", &["hold-long"]),
+        ("hold-short", &["hold-short"]),
+        ("hold-both", &["hold-long", "hold-short"]),
+    ];
     for (queue, checks) in asked {
         objects.push(queues::cluster_queue(queue, checks, &[(name, quota)]));
         objects.push(queues::local_queue(name, queue, queue));
@@ -201,6 +210,9 @@ async fn each_queue_holds_as_long_as_its_policy_says_and_the_shorter_of_two_coun
     assert_eq!(retried("in-hold-long"), None, "its time is not over for long");
     let told = place.workloads().versions("in-hold-long");
     let told = told.last().and_then(|v| v.check("hold-long").cloned()).context("its check")?;
-    assert_eq!((&told["state"], told["message"].as_str().is_some_and(|m| m.starts_with("Waiting"))), (&json!("Pending"), true));
+    assert_eq!(
+        (&told["state"], told["message"].as_str().is_some_and(|m| m.starts_with("Waiting"))),
+        (&json!("Pending"), true)
+    );
     place.leave().await
 }

@@ -1,20 +1,19 @@
 //! What the check says, when, and how often.
 
+mod stale_views;
+
 use std::collections::BTreeSet;
 
 use anyhow::{Context, Result};
 use k8s_openapi::api::batch::v1::Job;
 use kube::api::DeleteParams;
 use serde_json::{Value, json};
-use slicegate::api::kueue::CheckState;
 use slicegate_rig::operator::GpuNode;
-use slicegate_rig::{Options, Signal};
 
-use crate::checker::Checker;
 use crate::queues;
 use crate::shared::{Place, Shared};
-use crate::support::{World, job};
-use crate::workload_checker::{Version, WorkloadChecker, seconds};
+use crate::support::job;
+use crate::workload_checker::{Version, seconds};
 
 static CLUSTER: Shared = Shared::new(|options| options);
 
@@ -62,9 +61,12 @@ fn holds(versions: &[Version], check: &str) -> Vec<i64> {
 async fn a_workload_that_finds_no_room_says_why_once_and_then_only_waits() -> Result<()> {
     let name = "says-why";
     let place =
-        crowded(name, json!({"holdSeconds": 6, "maxHoldSeconds": 6}), &[("4g.24gb", 1), ("1g.6gb", 4)]).await?;
+        crowded(name, json!({"holdSeconds": 6, "maxHoldSeconds": 6}), &[("4g.24gb", 1), ("1g.6gb", 4)])
+            .await?;
     place.submit(&place.job("whole", 1, &[("4g.24gb", 1)])).await?;
-    place.until("it is told why", || async { Ok(place.told("whole").await?.is_some_and(|t| t.1 != "")) }).await?;
+    place
+        .until("it is told why", || async { Ok(place.told("whole").await?.is_some_and(|t| t.1 != "")) })
+        .await?;
     // Meanwhile others come and go, which makes the controller decide anew each time.
     for round in 0..3 {
         let other = format!("other-{round}");
@@ -78,8 +80,11 @@ async fn a_workload_that_finds_no_room_says_why_once_and_then_only_waits() -> Re
         .await?;
     let versions = place.workloads().versions("whole");
     let told = told(&versions, name);
-    let why = format!("Waiting for free slices: no node of flavor {name} has room for another pod with 1 × 4g.24gb.");
-    let states: Vec<_> = told.iter().take(2).map(|(state, message, _)| (state.as_str(), message.as_str())).collect();
+    let why = format!(
+        "Waiting for free slices: no node of flavor {name} has room for another pod with 1 × 4g.24gb."
+    );
+    let states: Vec<_> =
+        told.iter().take(2).map(|(state, message, _)| (state.as_str(), message.as_str())).collect();
     assert_eq!(states, [("Pending", why.as_str()), ("Retry", why.as_str())], "{told:?}");
     // Two writes, one for each thing that there is to say: between them, nobody changes the Workload at all.
     let waiting = versions.iter().filter(|v| {
@@ -98,7 +103,8 @@ async fn a_workload_that_finds_no_room_says_why_once_and_then_only_waits() -> Re
 async fn each_retry_holds_quota_twice_as_long_up_to_the_maximum() -> Result<()> {
     let name = "holds-longer";
     let place =
-        crowded(name, json!({"holdSeconds": 1, "maxHoldSeconds": 3}), &[("4g.24gb", 1), ("1g.6gb", 4)]).await?;
+        crowded(name, json!({"holdSeconds": 1, "maxHoldSeconds": 3}), &[("4g.24gb", 1), ("1g.6gb", 4)])
+            .await?;
     place.submit(&place.job("whole", 1, &[("4g.24gb", 1)])).await?;
     let retries = || holds(&place.workloads().versions("whole"), name);
     place.until("it has been queued again four times", || async { Ok(retries().len() >= 4) }).await?;
@@ -107,7 +113,8 @@ async fn each_retry_holds_quota_twice_as_long_up_to_the_maximum() -> Result<()> 
         assert!(*hold >= least, "held for {holds:?} seconds");
     }
     // No faster than that: Kueue evicts as often as it is asked to, and counts.
-    let evictions: BTreeSet<_> = versions.iter().filter(|v| v.is("Evicted")).filter_map(|v| v.since("Evicted")).collect();
+    let evictions: BTreeSet<_> =
+        versions.iter().filter(|v| v.is("Evicted")).filter_map(|v| v.since("Evicted")).collect();
     assert!(evictions.len() <= holds.len() + 1, "{} evictions, held for {holds:?}", evictions.len());
     let counted = versions.iter().filter_map(|v| v.check(name)?["retryCount"].as_u64()).max();
     assert!(counted.is_some_and(|count| count >= 3), "{counted:?}");
@@ -121,7 +128,8 @@ async fn each_retry_holds_quota_twice_as_long_up_to_the_maximum() -> Result<()> 
 async fn between_two_attempts_the_quota_is_free_for_others() -> Result<()> {
     let name = "takes-turns";
     let place =
-        crowded(name, json!({"holdSeconds": 2, "maxHoldSeconds": 600}), &[("4g.24gb", 1), ("1g.6gb", 2)]).await?;
+        crowded(name, json!({"holdSeconds": 2, "maxHoldSeconds": 600}), &[("4g.24gb", 1), ("1g.6gb", 2)])
+            .await?;
     // A queue of its own with quota for one pod, whichever slices that wants.
     let quotas = [("cpu", 1), ("4g.24gb", 1), ("1g.6gb", 1)];
     let mut queue = queues::cluster_queue("one-by-one", &[name], &[(name, &quotas)]);
@@ -134,7 +142,9 @@ async fn between_two_attempts_the_quota_is_free_for_others() -> Result<()> {
         place.submit(&job).await
     };
     submit("whole", "4g.24gb").await?;
-    place.until("it is told why", || async { Ok(place.told("whole").await?.is_some_and(|t| t.1 != "")) }).await?;
+    place
+        .until("it is told why", || async { Ok(place.told("whole").await?.is_some_and(|t| t.1 != "")) })
+        .await?;
     submit("small", "1g.6gb").await?;
     place.until_running("small", 1).await?;
     let whole = place.workload_of(name, "whole").await?.and_then(|w| w.status).context("whole")?;
@@ -160,7 +170,12 @@ async fn what_no_cluster_could_run_is_rejected_and_an_event_says_why() -> Result
     let cases = [
         ("no-memory", "1g", json!(1), "resource nvidia.com/mig-1g: \"1g\" is not a MIG profile name"),
         ("no-slices", "huge", json!(1), "resource nvidia.com/mig-huge: \"huge\" is not a MIG profile name"),
-        ("no-attribute", "1g.6gb.you", json!(1), "resource nvidia.com/mig-1g.6gb.you: \"1g.6gb.you\" is not a MIG profile name"),
+        (
+            "no-attribute",
+            "1g.6gb.you",
+            json!(1),
+            "resource nvidia.com/mig-1g.6gb.you: \"1g.6gb.you\" is not a MIG profile name",
+        ),
     ];
     for (job, profile, quantity, _) in &cases {
         let mut job = place.job(job, 1, &[]);
@@ -215,68 +230,9 @@ async fn a_profile_that_no_node_offers_today_is_awaited_and_not_rejected() -> Re
         .iter()
         .map(|(state, message, _)| format!("{state}: {message}"))
         .collect();
-    let why = format!("No node of flavor {name} offers MIG profile 1g.10gb; offered there: 1g.6gb, 1g.6gb+me, ");
+    let why =
+        format!("No node of flavor {name} offers MIG profile 1g.10gb; offered there: 1g.6gb, 1g.6gb+me, ");
     assert!(said.iter().any(|s| s.starts_with(&format!("Pending: {why}"))), "{said:?}");
     assert!(!said.iter().any(|s| s.starts_with("Rejected")), "{said:?}");
     place.leave().await
-}
-
-/// The controller stands still from before the slices are there until after the quota is gone, and wakes up with views in its
-/// ears that were true once.
-#[tokio::test(flavor = "multi_thread")]
-async fn ready_is_not_written_from_a_view_that_has_grown_old() -> Result<()> {
-    let world = World::up(Options::temporary()?, vec![GpuNode::a30("gpu-a30").slow(3000, 0)]).await?;
-    let (checker, workloads) = (Checker::start(&world), WorkloadChecker::start(&world.client, "default"));
-    let jobs = ["one", "two", "three", "four"];
-    for name in jobs {
-        world.submit(&job("default", name, 1, &[("1g.6gb", 1)], "0.5")).await?;
-    }
-    world
-        .until("all are promised slices", || async {
-            let claims = world.mig_node("gpu-a30").await?.spec.claims;
-            Ok(claims.iter().map(|claim| claim.pods).sum::<u32>() == 4)
-        })
-        .await?;
-    let controller = world.rig.process("controller").context("controller")?;
-    controller.signal(Signal::STOP);
-    world
-        .until("the slices are there", || async {
-            let status = world.mig_node("gpu-a30").await?.status.unwrap_or_default();
-            Ok(status.summary.is_some_and(|s| s.slices == 4))
-        })
-        .await?;
-    let hold = async |policy: &str| {
-        let patch = json!({"spec": {"stopPolicy": policy}});
-        queues::patch(&world.client, "LocalQueue", Some("default"), "mig", &patch).await
-    };
-    let reserved = async || {
-        let workloads = world.list::<slicegate::api::kueue::Workload>("default").await?;
-        anyhow::Ok(workloads.iter().filter(|w| w.status.as_ref().is_some_and(|s| s.admission.is_some())).count())
-    };
-    let before: BTreeSet<String> = jobs.iter().filter_map(|name| not_ready(&workloads.versions(name))).collect();
-    assert_eq!(before.len(), jobs.len(), "they all wait for their slices");
-    hold("Hold").await?;
-    world.until("quota is gone", || async { Ok(reserved().await? == 0) }).await?;
-    controller.signal(Signal::CONT);
-    world.until_released().await?;
-    for name in jobs {
-        let state = world.check("default", name).await?.map(|(state, _)| state);
-        assert_eq!(state, Some(CheckState::Pending), "{name}");
-        assert!(not_ready(&workloads.versions(name)).is_some(), "{name} was Ready without quota");
-    }
-    hold("None").await?;
-    for name in jobs {
-        world.until(&format!("{name} is complete"), || world.job_done("default", name)).await?;
-    }
-    world.until_released().await?;
-    workloads.finish().await?;
-    checker.finish(&world).await?;
-    world.rig.down().await
-}
-
-/// The workload's name, if none of its versions is Ready.
-fn not_ready(versions: &[Version]) -> Option<String> {
-    let ready = versions.iter().any(|v| v.check("slicegate").is_some_and(|c| c["state"] == "Ready"));
-    let name = versions.last()?.0["metadata"]["name"].as_str()?.to_owned();
-    (!ready).then_some(name)
 }

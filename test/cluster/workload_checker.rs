@@ -13,7 +13,7 @@ use kube::discovery::ApiResource;
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client, ResourceExt};
 use serde_json::Value;
-use slicegate::api::mig_node::SliceState;
+use slicegate::api::mig_node::{Claim, SliceState};
 use slicegate::api::{MIGNode, kueue, names};
 use tokio::task::JoinHandle;
 
@@ -54,8 +54,7 @@ impl WorkloadChecker {
                 &worker.namespace,
                 &ApiResource::erase::<kueue::Workload>(&()),
             );
-            let versions =
-                watcher(workloads, watcher::Config::default()).default_backoff().applied_objects();
+            let versions = watcher(workloads, watcher::Config::default()).default_backoff().applied_objects();
             let mut versions = std::pin::pin!(versions);
             while let Some(version) = versions.next().await {
                 // What the API server does not tell cannot be judged; the watch goes on.
@@ -76,7 +75,8 @@ impl WorkloadChecker {
     /// The versions so far of the Workloads that a job or pod owns, in order.
     pub fn versions(&self, owner: &str) -> Vec<Version> {
         let found = self.found();
-        let owned = |version: &&Value| items(version, "/metadata/ownerReferences").any(|o| o["name"] == owner);
+        let owned =
+            |version: &&Value| items(version, "/metadata/ownerReferences").any(|o| o["name"] == owner);
         found.versions.values().flatten().filter(owned).cloned().map(Version).collect()
     }
 
@@ -90,13 +90,21 @@ impl WorkloadChecker {
             let version = found.versions.get(name)?.last()?;
             Some(version["metadata"]["resourceVersion"].as_str()?.to_owned())
         };
-        slicegate_rig::wait::until(crate::support::PATIENCE, "the judge of Workloads has seen all", || async {
-            Ok(there.iter().all(|w| {
-                let version = w.metadata.resource_version.as_deref().unwrap_or_default();
-                let number = |v: &str| v.parse::<u64>().unwrap_or_default();
-                w.metadata.name.as_deref().and_then(last).is_some_and(|seen| number(&seen) >= number(version))
-            }))
-        })
+        slicegate_rig::wait::until(
+            crate::support::PATIENCE,
+            "the judge of Workloads has seen all",
+            || async {
+                Ok(there.iter().all(|w| {
+                    let version = w.metadata.resource_version.as_deref().unwrap_or_default();
+                    let number = |v: &str| v.parse::<u64>().unwrap_or_default();
+                    w.metadata
+                        .name
+                        .as_deref()
+                        .and_then(last)
+                        .is_some_and(|seen| number(&seen) >= number(version))
+                }))
+            },
+        )
         .await?;
         self.task.abort();
         let found = self.found();
@@ -141,6 +149,10 @@ impl Judge {
     /// S4: a Workload that has just become Ready has a claim for each pod, and each claim its schedulable slices.
     async fn verify(&self, ready: &Version) -> Result<Option<String>> {
         let uid = ready.0["metadata"]["uid"].as_str().unwrap_or_default();
+        let since = ready
+            .condition("QuotaReserved")
+            .and_then(|c| c["lastTransitionTime"].as_str())
+            .unwrap_or_default();
         let nodes = Api::<MIGNode>::all(self.client.clone()).list(&ListParams::default()).await?.items;
         let hosts = Api::<Node>::all(self.client.clone()).list(&ListParams::default()).await?.items;
         let workloads: Api<kueue::Workload> = Api::namespaced(self.client.clone(), &self.namespace);
@@ -151,14 +163,17 @@ impl Judge {
             return Ok(None); // It is over already, or some of it is: what is claimed by now says nothing.
         }
         let labelled = ListParams::default().labels(&format!("{}={uid}", names::WORKLOAD_LABEL));
-        let pods_there = Api::<Pod>::namespaced(self.client.clone(), &self.namespace).list(&labelled).await?.items;
+        let pods_there =
+            Api::<Pod>::namespaced(self.client.clone(), &self.namespace).list(&labelled).await?.items;
         let pods_there: BTreeSet<_> =
             pods_there.iter().map(|pod| format!("{}/{}", self.namespace, pod.name_any())).collect();
         let mut pods: BTreeMap<(String, String), u32> = BTreeMap::new();
         for node in &nodes {
             let node_name = node.metadata.name.clone().unwrap_or_default();
             let mut mine: BTreeMap<&str, u32> = BTreeMap::new();
-            for claim in node.spec.claims.iter().filter(|claim| claim.workload.uid == uid) {
+            // Those of a reservation before count for nothing.
+            let mine_now = |claim: &&Claim| claim.workload.uid == uid && claim.attempt.starts_with(since);
+            for claim in node.spec.claims.iter().filter(mine_now) {
                 *mine.entry(&claim.profile).or_default() += claim.slices;
                 *pods.entry((claim.pod_set.clone(), claim.profile.clone())).or_default() += claim.pods;
             }
@@ -272,7 +287,8 @@ impl Version {
 
 /// A time of the API as seconds since the epoch.
 pub fn seconds(time: &Value) -> Option<i64> {
-    let time: k8s_openapi::apimachinery::pkg::apis::meta::v1::Time = serde_json::from_value(time.clone()).ok()?;
+    let time: k8s_openapi::apimachinery::pkg::apis::meta::v1::Time =
+        serde_json::from_value(time.clone()).ok()?;
     Some(time.0.as_second())
 }
 
@@ -315,7 +331,8 @@ fn counters(versions: &BTreeMap<String, Vec<Value>>) -> Vec<String> {
             }
         }
         let told = forms.into_values().filter(|messages| messages.len() > 1);
-        violations.extend(told.map(|messages| format!("{name}: messages with numbers that change: {messages:?}")));
+        violations
+            .extend(told.map(|messages| format!("{name}: messages with numbers that change: {messages:?}")));
     }
     violations
 }

@@ -63,7 +63,8 @@ async fn pods_that_outlive_their_job_keep_their_slices() -> Result<()> {
         })
         .await?;
     // Another Job, to see that the controller has gone over its books since then: it finds no room.
-    let elsewhere = crate::queues::cluster_queue("orphans-too", &[&place.name], &[(&place.name, &[("2g.12gb", 2)])]);
+    let elsewhere =
+        crate::queues::cluster_queue("orphans-too", &[&place.name], &[(&place.name, &[("2g.12gb", 2)])]);
     let local = crate::queues::local_queue(&place.name, "too", "orphans-too");
     place.rig.apply_objects(vec![elsewhere, local]).await?;
     let mut next = slow_to_stop(&place, "next", 2);

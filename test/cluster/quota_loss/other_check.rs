@@ -8,11 +8,16 @@ use serde_json::{Value, json};
 
 use super::{CLUSTER, Holder, half_of_an_a30, slow_to_stop, workload};
 use crate::queues;
-use crate::shared::Place;
+use crate::shared::{Place, Shared};
 
 /// An A30 in a queue that also asks a check which the test plays.
-pub(super) async fn place_with_other(name: &str) -> Result<Place> {
-    let place = CLUSTER.place(name, vec![half_of_an_a30(name)]).await?;
+pub async fn place_with_other(name: &str) -> Result<Place> {
+    place_in(&CLUSTER, name).await
+}
+
+/// The same in any cluster.
+pub async fn place_in(cluster: &'static Shared, name: &str) -> Result<Place> {
+    let place = cluster.place(name, vec![half_of_an_a30(name)]).await?;
     place.queue(json!({}), &[("2g.12gb", 2)]).await?;
     let other = other(&place);
     let played = json!({
@@ -30,12 +35,12 @@ pub(super) async fn place_with_other(name: &str) -> Result<Place> {
     Ok(place)
 }
 
-pub(super) fn other(place: &Place) -> String {
+pub fn other(place: &Place) -> String {
     format!("{}-other", place.name)
 }
 
 /// Sets the state of the played check on a Job's Workload.
-pub(super) async fn says(place: &Place, job: &str, state: &str) -> Result<()> {
+pub async fn says(place: &Place, job: &str, state: &str) -> Result<()> {
     let other = other(place);
     place
         .until(&format!("{other} says {state} to {job}"), || async {
@@ -58,10 +63,13 @@ pub(super) async fn says(place: &Place, job: &str, state: &str) -> Result<()> {
 }
 
 /// Waits until our check is Ready for a Job.
-pub(super) async fn until_ready(place: &Place, job: &str) -> Result<()> {
+pub async fn until_ready(place: &Place, job: &str) -> Result<()> {
     place
         .until(&format!("our check is Ready for {job}"), || async {
-            Ok(place.told(job).await?.is_some_and(|(state, _)| state == slicegate::api::kueue::CheckState::Ready))
+            Ok(place
+                .told(job)
+                .await?
+                .is_some_and(|(state, _)| state == slicegate::api::kueue::CheckState::Ready))
         })
         .await
 }
@@ -91,7 +99,8 @@ async fn when_another_check_retries_before_admission_the_slices_are_given_back_a
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn when_another_check_retries_after_admission_the_slices_stay_until_the_last_pod_is_gone() -> Result<()> {
+async fn when_another_check_retries_after_admission_the_slices_stay_until_the_last_pod_is_gone() -> Result<()>
+{
     let place = place_with_other("other-retries").await?;
     place.submit(&slow_to_stop(&place, "job", 2)).await?;
     says(&place, "job", "Ready").await?;
@@ -103,7 +112,8 @@ async fn when_another_check_retries_after_admission_the_slices_stay_until_the_la
     says(&place, "job", "Ready").await?;
     place.until_running("job", 2).await?;
     let retried = place.workloads().versions("job").iter().any(|v| {
-        v.check(&place.name).is_some_and(|c| c["state"] == "Retry" || c["retryCount"].as_u64().unwrap_or(0) > 0)
+        v.check(&place.name)
+            .is_some_and(|c| c["state"] == "Retry" || c["retryCount"].as_u64().unwrap_or(0) > 0)
     });
     assert!(!retried, "our check never failed");
     place.leave().await

@@ -16,7 +16,8 @@ static CLUSTER: Shared = Shared::new(|options| {
 });
 
 #[tokio::test(flavor = "multi_thread")]
-async fn pods_that_are_not_ready_in_time_cost_the_slices_and_the_next_attempt_gets_them_again() -> Result<()> {
+async fn pods_that_are_not_ready_in_time_cost_the_slices_and_the_next_attempt_gets_them_again() -> Result<()>
+{
     let place = CLUSTER.place("not-in-time", vec![half_of_an_a30("not-in-time")]).await?;
     place.queue(json!({}), &[("2g.12gb", 2)]).await?;
     // Somebody else keeps the pods back.
@@ -39,10 +40,12 @@ async fn pods_that_are_not_ready_in_time_cost_the_slices_and_the_next_attempt_ge
         .await?;
     place
         .until("the Job runs at last", || async {
-            let ungate = json!({"spec": {"schedulingGates": [{"$patch": "delete", "name": "example.com/later"}]}});
+            let ungate =
+                json!({"spec": {"schedulingGates": [{"$patch": "delete", "name": "example.com/later"}]}});
             for pod in place.pods(&place.name).await? {
                 let api = place.api::<Pod>(&place.name);
-                api.patch(&pod.name_any(), &PatchParams::default(), &Patch::Strategic(ungate.clone())).await?;
+                api.patch(&pod.name_any(), &PatchParams::default(), &Patch::Strategic(ungate.clone()))
+                    .await?;
             }
             Ok(place.running("job").await?.len() == 2)
         })

@@ -21,9 +21,12 @@ async fn takes_over(place: &Place, victim: &Holder, preemptor: &str) -> Result<(
         "Waiting for free slices: no node of flavor {} has room for another pod with 1 × 2g.12gb.",
         place.name
     );
-    let said = || place.workloads().versions(preemptor).into_iter().filter_map(|v| v.check(&place.name).cloned());
+    let said =
+        || place.workloads().versions(preemptor).into_iter().filter_map(|v| v.check(&place.name).cloned());
     place
-        .until("the preemptor is told what it waits for", || async { Ok(said().any(|c| c["message"] == waits)) })
+        .until("the preemptor is told what it waits for", || async {
+            Ok(said().any(|c| c["message"] == waits))
+        })
         .await?;
     victim.gives_back(place).await?;
     place.until_running(preemptor, 2).await?;

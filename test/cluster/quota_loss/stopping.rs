@@ -43,7 +43,11 @@ async fn hold(name: &str, queue: Queue) -> Result<()> {
     place.until("its slice is given back", || async { Ok(place.claims(&uid).await?.is_empty()) }).await?;
     let withdrawn = (CheckState::Pending, "Quota was withdrawn; the slices were given back.".to_owned());
     assert_eq!(place.told("waits").await?, Some(withdrawn));
-    assert_eq!((runs.claimed(&place).await?, runs.running(&place).await?), (1, (1, 0)), "what runs is left alone");
+    assert_eq!(
+        (runs.claimed(&place).await?, runs.running(&place).await?),
+        (1, (1, 0)),
+        "what runs is left alone"
+    );
 
     // However short the stop is, nothing is admitted on the strength of an old answer.
     for policy in ["None", "Hold", "None", "Hold", "None"] {
