@@ -22,7 +22,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Decide which workload gets which slices (one per cluster).
+    /// Decide which workload gets which slices (one leads; others stand by).
     Controller {
         #[command(flatten)]
         args: controller::Args,

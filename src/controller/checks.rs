@@ -19,6 +19,8 @@ pub const ACTIVE: &str = "Active";
 pub struct Verdict {
     /// The AdmissionCheck.
     pub check: String,
+    /// Its resourceVersion.
+    pub version: String,
     /// Its generation.
     pub generation: i64,
     /// Whether workloads can pass it.
@@ -146,6 +148,7 @@ impl Book {
         };
         Verdict {
             check: check.name_any(),
+            version: check.resource_version().unwrap_or_default(),
             generation: check.metadata.generation.unwrap_or_default(),
             active,
             reason,

@@ -109,7 +109,7 @@ impl Shared {
 
     async fn bring_up(&self) -> Result<World> {
         let options = Options { remove_dir: false, ..Options::temporary()? };
-        World::up((self.options)(options), Vec::new()).await
+        World::up((self.options)(options), Vec::new(), &[]).await
     }
 }
 

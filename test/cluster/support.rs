@@ -29,14 +29,19 @@ pub struct World {
 impl World {
     /// A cluster with these nodes, the operator and the queues of `kueue/`.
     pub async fn with(nodes: Vec<GpuNode>) -> Result<Self> {
-        Self::up(Options::temporary()?, nodes).await
+        Self::up(Options::temporary()?, nodes, &[]).await
+    }
+
+    /// The same with further arguments for the controller.
+    pub async fn with_args(nodes: Vec<GpuNode>, args: &[&str]) -> Result<Self> {
+        Self::up(Options::temporary()?, nodes, args).await
     }
 
     /// The same, with the cluster as wanted.
-    pub async fn up(options: Options, nodes: Vec<GpuNode>) -> Result<Self> {
+    pub async fn up(options: Options, nodes: Vec<GpuNode>, args: &[&str]) -> Result<Self> {
         let rig = Rig::up(options).await?;
         let operator = Operator::find()?;
-        operator.install(&rig, &nodes).await?;
+        operator.install_with(&rig, &nodes, args).await?;
         let client = rig.client().await?;
         let world = Self { rig, operator, client, nodes };
         world.until("the AdmissionCheck is Active", || world.check_condition("slicegate", "True")).await?;

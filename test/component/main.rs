@@ -12,6 +12,7 @@ mod kubelet;
 mod manifests;
 mod repository;
 mod simulator;
+mod versions;
 
 use std::path::{Path, PathBuf};
 

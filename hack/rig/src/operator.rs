@@ -2,7 +2,7 @@
 //! identities that they have in a cluster.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use futures::future::try_join_all;
@@ -125,10 +125,16 @@ impl Operator {
 
     /// Applies the manifests and the queues, adds the nodes, and starts controller and agents; ready when they are.
     pub async fn install(&self, rig: &Rig, nodes: &[GpuNode]) -> Result<()> {
+        self.install_with(rig, nodes, &[]).await
+    }
+
+    /// The same with further arguments for the controller.
+    pub async fn install_with(&self, rig: &Rig, nodes: &[GpuNode], args: &[&str]) -> Result<()> {
         rig.apply_kustomize("config/emulated").await?;
         rig.apply_kustomize("kueue").await?;
         let specs: Vec<NodeSpec> = nodes.iter().map(|n| n.node.clone()).collect();
-        let (controller, added) = futures::join!(self.start_controller(rig), rig.add_nodes(&specs));
+        let (controller, added) =
+            futures::join!(self.start_controller_with(rig, args), rig.add_nodes(&specs));
         added?;
         controller?;
         try_join_all(nodes.iter().map(|node| self.start_agent(rig, node))).await?;
@@ -137,11 +143,34 @@ impl Operator {
 
     /// Starts the controller with its ServiceAccount's token.
     pub async fn start_controller(&self, rig: &Rig) -> Result<Process> {
-        let kubeconfig = self.kubeconfig(rig, "slicegate-controller", None).await?;
+        self.start_controller_with(rig, &[]).await
+    }
+
+    async fn start_controller_with(&self, rig: &Rig, args: &[&str]) -> Result<Process> {
+        let kubeconfig = self.controller_kubeconfig(rig).await?;
+        self.start_replica(rig, "controller", &kubeconfig, args).await
+    }
+
+    /// The identity of all replicas of the controller.
+    pub async fn controller_kubeconfig(&self, rig: &Rig) -> Result<PathBuf> {
+        self.kubeconfig(rig, "slicegate-controller", None).await
+    }
+
+    /// Starts a replica of the controller: leader if there is none, standby otherwise. In the Lease it is called by its name,
+    /// so that a replica that is killed and started again takes up its own lease at once.
+    pub async fn start_replica(
+        &self,
+        rig: &Rig,
+        name: &str,
+        kubeconfig: &Path,
+        args: &[&str],
+    ) -> Result<Process> {
         let port = free_port()?;
-        let spec = ProcessSpec::new("controller", &self.slicegate)
+        let spec = ProcessSpec::new(name, &self.slicegate)
             .arg("controller")
             .arg(format!("--listen=127.0.0.1:{port}"))
+            .arg(format!("--leader-elect-identity={name}"))
+            .args(args.iter().copied())
             .env("KUBECONFIG", kubeconfig.display().to_string())
             .env("RUST_LOG", log_level())
             .port(port)
