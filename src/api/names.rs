@@ -6,6 +6,8 @@ pub const GROUP: &str = "slicegate.dev";
 pub const CONTROLLER_NAME: &str = "slicegate.dev/mig";
 /// Scheduling gate with which every pod that asks for MIG slices is created.
 pub const GATE: &str = "slicegate.dev/claim";
+/// Name of what adds that gate: a MutatingAdmissionPolicy and its binding, or a webhook and its configuration.
+pub const GATE_NAME: &str = "gate.slicegate.dev";
 /// Label that carries a Workload's uid to its pods, through `podSetUpdates`.
 pub const WORKLOAD_LABEL: &str = "slicegate.dev/workload";
 /// Annotation with which the controller marks each MIGNode: its version. An agent whose own is further from it than an update

@@ -17,6 +17,7 @@ use slicegate_core::time::Timestamp;
 use slicegate_core::workload::{CheckState, Workload};
 
 use super::checks::{self, Book};
+use super::gate::presence::Presence;
 use super::takeover::Exposed;
 use super::writer::CheckEntry;
 use crate::api::convert::workload::Surroundings;
@@ -54,11 +55,22 @@ pub enum Update {
     Flavor(Change<kueue::ResourceFlavor>),
     /// A ClusterQueue.
     Queue(Change<kueue::ClusterQueue>),
+    /// Whether pods are gated.
+    Gate(Presence),
 }
 
-/// Kinds of which nothing may be decided before the first complete list has come.
-const KINDS: [&str; 8] =
-    ["Node", "MIGNode", "Pod", "Workload", "AdmissionCheck", "SlicePolicy", "ResourceFlavor", "ClusterQueue"];
+/// Kinds of which nothing may be decided before the first complete list has come; and the gate, which may be of several.
+const KINDS: [&str; 9] = [
+    "Node",
+    "MIGNode",
+    "Pod",
+    "Workload",
+    "AdmissionCheck",
+    "SlicePolicy",
+    "ResourceFlavor",
+    "ClusterQueue",
+    "gate",
+];
 
 /// How many deleted pods are remembered: far more than are deleted while a list is being read.
 const DEAD: usize = 16_384;
@@ -221,6 +233,10 @@ impl Index {
                     },
                 );
                 self.convert_workloads();
+            }
+            Update::Gate(presence) => {
+                self.checks.set_gate(presence);
+                self.synced.insert("gate");
             }
             Update::Queue(change) => {
                 self.spread(
@@ -578,7 +594,7 @@ impl Index {
         // The API server keeps whole seconds.
         let later = timestamp(&entry.last_transition_time) + Duration::from_secs(1);
         let (name, message) = (check.name.clone(), check.message.clone());
-        let entry = CheckEntry::new(&workload.key, name, check.state, message, time(later.max(now())), &[]);
+        let entry = CheckEntry::new(name, check.state, message, time(later.max(now())), &[]);
         Some((workload.key.clone(), workload.version.clone(), entry))
     }
 

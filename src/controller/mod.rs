@@ -8,6 +8,7 @@
 //! stopped, or cut off, can still do when the next one has taken over is in [`takeover`].
 
 pub mod checks;
+pub mod gate;
 pub mod index;
 mod metrics;
 mod takeover;
@@ -56,6 +57,9 @@ pub struct Args {
     /// Leader election.
     #[command(flatten)]
     pub election: lease::Args,
+    /// The gate's webhook.
+    #[command(flatten)]
+    pub gate: gate::Args,
 }
 
 /// Why the controller cannot go on.
@@ -137,7 +141,7 @@ pub async fn run(
     check_served(&clients.calls).await?;
     let mut lease = Lease::stand(&args.election, clients.watches.clone(), clients.calls.clone())?;
     let (updates, seen) = mpsc::channel::<Update>(1024);
-    let watches = tokio::spawn(follow_all(clients.watches, updates));
+    let watches = tokio::spawn(follow_all(clients.watches, args.gate.gate_webhook, updates));
     let limits = Limits { agent_silence: Duration::from_secs(args.agent_silence), ..Limits::default() };
     let (messages, inbox) = mpsc::unbounded_channel();
     let controller = Controller {
@@ -203,7 +207,7 @@ where
     }
 }
 
-async fn follow_all(client: Client, updates: mpsc::Sender<Update>) -> &'static str {
+async fn follow_all(client: Client, gate_webhook: bool, updates: mpsc::Sender<Update>) -> &'static str {
     use watches::follow;
     let (c, u) = (|| client.clone(), || updates.clone());
     tokio::select! {
@@ -214,6 +218,7 @@ async fn follow_all(client: Client, updates: mpsc::Sender<Update>) -> &'static s
         () = follow::<kueue::AdmissionCheck>(c(), Update::Check, u()) => "AdmissionChecks",
         () = follow::<SlicePolicy>(c(), Update::Policy, u()) => "SlicePolicies",
         () = follow::<kueue::ResourceFlavor>(c(), Update::Flavor, u()) => "ResourceFlavors",
+        () = gate::presence::follow(c(), gate_webhook, u()) => "the gate",
         () = follow::<kueue::ClusterQueue>(c(), Update::Queue, u()) => "ClusterQueues",
     }
 }

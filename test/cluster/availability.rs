@@ -40,7 +40,7 @@ const SLACK: Duration = Duration::from_secs(2);
 async fn pair(nodes: Vec<GpuNode>, args: &[&str]) -> Result<World> {
     let world = World::with_args(nodes, args).await?;
     let kubeconfig = world.operator.controller_kubeconfig(&world.rig).await?;
-    world.operator.start_replica(&world.rig, SECOND, &kubeconfig, args).await?;
+    world.operator.start_replica(&world.rig, SECOND, &kubeconfig).await?;
     assert_eq!(holder(&world).await?, FIRST);
     Ok(world)
 }
@@ -395,7 +395,7 @@ async fn a_leader_that_alone_cannot_reach_the_api_server_steps_down_before_the_o
 {
     let world = World::with_args(vec![GpuNode::a30("gpu-a30")], &SHORT).await?;
     let proxy = Proxy::start(&world).await?;
-    world.operator.start_replica(&world.rig, SECOND, &proxy.kubeconfig, &SHORT).await?;
+    world.operator.start_replica(&world.rig, SECOND, &proxy.kubeconfig).await?;
     process(&world, FIRST)?.terminate().await?;
     until_leads(&world, SECOND).await?;
     process(&world, FIRST)?.restart().await?;

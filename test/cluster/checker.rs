@@ -1,6 +1,8 @@
 //! An independent judge: it knows MIGNodes, pods and the GPUs' real state, and nothing of how the operator decides.
 
+use std::borrow::Borrow;
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
 use anyhow::Result;
@@ -10,9 +12,8 @@ use kube::api::ListParams;
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client, ResourceExt};
 use nvml_sim::{Instance, StateDir};
-use slicegate::api::{MIGNode, names};
-use slicegate_rig::operator::gpu_state;
-use slicegate_rig::schedulable;
+use slicegate::api::MIGNode;
+use slicegate_rig::{Rig, schedulable};
 use tokio::task::JoinHandle;
 
 use crate::support::World;
@@ -36,18 +37,14 @@ struct Findings {
 #[derive(Clone)]
 struct Judge {
     client: Client,
-    gpus: BTreeMap<String, StateDir>,
+    /// A folder per node, with what the simulator keeps of its GPUs.
+    gpus: PathBuf,
 }
 
 impl Checker {
     /// Begins to judge at every change of a MIGNode or a pod.
-    pub fn start(world: &World) -> Self {
-        let gpus = world
-            .nodes
-            .iter()
-            .map(|node| (node.name().to_owned(), StateDir::open(gpu_state(&world.rig, node.name()))))
-            .collect();
-        let judge = Judge { client: world.client.clone(), gpus };
+    pub fn start<R: Borrow<Rig>>(world: &World<R>) -> Self {
+        let judge = Judge { client: world.client.clone(), gpus: world.rig.borrow().dir().join("gpus") };
         let found = Arc::new(Mutex::new(Findings::default()));
         let (worker, findings) = (judge.clone(), found.clone());
         let task = tokio::spawn(async move {
@@ -72,16 +69,19 @@ impl Checker {
         Self { judge, task, found }
     }
 
+    /// What has been wrong so far.
+    pub fn violations(&self) -> Vec<String> {
+        self.found.lock().unwrap().violations.iter().cloned().collect()
+    }
+
     /// Ends, and fails if anything was ever wrong, or is left at the end.
-    pub async fn finish(self, world: &World) -> Result<usize> {
+    pub async fn finish<R: Borrow<Rig>>(self, world: &World<R>) -> Result<usize> {
         self.task.abort();
         let last = self.judge.look().await?;
         // Reported and real slices agree once all is quiet, to the last one.
         world
             .until("MIGNodes show exactly the instances that there are", || async {
                 let nodes = world.mig_nodes().await?;
-                let nodes: Vec<_> =
-                    nodes.into_iter().filter(|n| self.judge.gpus.contains_key(&n.name_any())).collect();
                 let shown: BTreeSet<_> = nodes
                     .iter()
                     .flat_map(|n| n.status.iter().flat_map(|s| &s.slices))
@@ -90,10 +90,8 @@ impl Checker {
                 let real: BTreeSet<_> = self
                     .judge
                     .instances()?
-                    .into_iter()
-                    // Of a node that has been removed nobody tells.
-                    .filter(|(name, _)| nodes.iter().any(|node| node.name_any() == *name))
-                    .flat_map(|(_, instances)| instances)
+                    .into_values()
+                    .flatten()
                     .map(|i| (i.gpu_uuid, i.profile, i.start))
                     .collect();
                 Ok(shown == real)
@@ -102,7 +100,7 @@ impl Checker {
         let findings = self.found.lock().unwrap();
         let violations: Vec<_> = findings.violations.iter().cloned().chain(last).collect();
         assert!(violations.is_empty(), "{} violations:\n{}", violations.len(), violations.join("\n"));
-        assert!(findings.looks > 1, "the checker has hardly looked: {} times", findings.looks);
+        assert!(findings.looks > 10, "the checker has hardly looked: {} times", findings.looks);
         Ok(findings.looks)
     }
 }
@@ -113,7 +111,6 @@ impl Judge {
         let before = holders(&pods.list(&ListParams::default()).await?.items);
         let instances = self.instances()?;
         let nodes = Api::<MIGNode>::all(self.client.clone()).list(&ListParams::default()).await?.items;
-        let nodes: Vec<_> = nodes.into_iter().filter(|n| self.gpus.contains_key(&n.name_any())).collect();
         let after = holders(&pods.list(&ListParams::default()).await?.items);
 
         let mut violations = Vec::new();
@@ -137,24 +134,34 @@ impl Judge {
                 violations.extend(overlaps(places).map(|o| format!("GPU {gpu} of {name}, in status: {o}")));
             }
         }
-        // A pod that was there before and after GPUs and MIGNodes were read was there when they were read.
-        let stayed = || before.iter().filter(|(uid, _)| after.contains_key(*uid)).map(|(_, holder)| holder);
-        for ((node, profile), count) in sum(stayed()) {
-            let Some(all) = instances.get(&node) else { continue };
-            let there = all.iter().filter(|i| i.profile == profile).count();
+        // A pod that was there before and after GPUs and claims were read was there when they were read.
+        let (mut held, mut staying) = (Counts::new(), Counts::new());
+        for (_, holder) in before.iter().filter(|(uid, _)| after.contains_key(*uid)) {
+            for (place, count) in &holder.slices {
+                *held.entry(place.clone()).or_default() += count;
+                if !holder.deleting {
+                    *staying.entry(place.clone()).or_default() += count;
+                }
+            }
+        }
+        for ((node, profile), count) in &held {
+            let (node, profile, count) = (node.clone(), profile.clone(), *count);
+            let there =
+                instances.get(&node).map_or(0, |all| all.iter().filter(|i| i.profile == profile).count());
             if count > there {
                 violations.push(format!("{node}: pods hold {count} × {profile}, but there are {there}"));
             }
         }
-        // A claim stays as long as its pod.
-        for ((node, profile), count) in sum(stayed().filter(|holder| holder.claims)) {
-            let Some(node) = nodes.iter().find(|n| n.name_any() == node) else { continue };
-            let claims = node.spec.claims.iter().filter(|claim| claim.profile == profile);
-            let claimed: u32 = claims.map(|claim| claim.slices).sum();
-            let name = node.name_any();
-            if count > claimed as usize && !self.is_lost(&name).await? {
-                violations
-                    .push(format!("{name}: pods hold {count} × {profile}, of which {claimed} are claimed"));
+        for (place, mut count) in held {
+            // Of one that is on its way out, a node that is lost may take the claim along.
+            if self.is_lost(&place.0).await? {
+                count = staying.get(&place).copied().unwrap_or(0);
+            }
+            let (node, profile) = place;
+            let claims = nodes.iter().filter(|n| n.name_any() == node).flat_map(|n| &n.spec.claims);
+            let claimed: u32 = claims.filter(|c| c.profile == profile).map(|c| c.slices).sum();
+            if count > usize::try_from(claimed)? {
+                violations.push(format!("{node}: pods hold {count} × {profile}, but {claimed} are claimed"));
             }
         }
         Ok(violations)
@@ -167,27 +174,26 @@ impl Judge {
     }
 
     fn instances(&self) -> Result<BTreeMap<String, Vec<Instance>>> {
-        self.gpus.iter().map(|(node, state)| Ok((node.clone(), state.instances()?))).collect()
+        let mut instances = BTreeMap::new();
+        for entry in std::fs::read_dir(&self.gpus)? {
+            let folder = entry?.path();
+            if folder.join("state.json").is_file() {
+                let node = folder.file_name().unwrap().to_string_lossy().into_owned();
+                instances.insert(node, StateDir::open(folder).instances()?);
+            }
+        }
+        Ok(instances)
     }
 }
 
-/// What a live pod that is bound to a node holds there.
-struct Holder {
+/// A live pod that is bound to a node, and what it holds there.
+struct Holding {
     slices: Counts,
-    /// Whether it came through a queue, so that there is a claim for it.
-    claims: bool,
+    deleting: bool,
 }
 
-fn sum<'a>(holders: impl Iterator<Item = &'a Holder>) -> Counts {
-    let mut held = Counts::new();
-    for (place, count) in holders.flat_map(|holder| &holder.slices) {
-        *held.entry(place.clone()).or_default() += count;
-    }
-    held
-}
-
-/// Those pods, by uid.
-fn holders(pods: &[Pod]) -> BTreeMap<String, Holder> {
+/// The holders of slices, by uid.
+fn holders(pods: &[Pod]) -> BTreeMap<String, Holding> {
     let mut holders = BTreeMap::new();
     for pod in pods {
         let phase = pod.status.as_ref().and_then(|s| s.phase.as_deref()).unwrap_or_default();
@@ -206,8 +212,8 @@ fn holders(pods: &[Pod]) -> BTreeMap<String, Holder> {
             }
         }
         if !slices.is_empty() {
-            let claims = pod.labels().contains_key(names::WORKLOAD_LABEL);
-            holders.insert(pod.uid().unwrap(), Holder { slices, claims });
+            let deleting = pod.metadata.deletion_timestamp.is_some();
+            holders.insert(pod.uid().unwrap(), Holding { slices, deleting });
         }
     }
     holders

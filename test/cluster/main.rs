@@ -5,9 +5,12 @@
 mod availability;
 mod bad_input;
 mod checker;
+mod gate;
 mod identities;
 mod install;
+mod kinds;
 mod life;
+mod nodes;
 mod provisioning;
 mod queues;
 mod quota_loss;
@@ -17,4 +20,5 @@ mod sixty_jobs;
 mod states;
 mod strangers;
 mod support;
+mod watched;
 mod workload_checker;

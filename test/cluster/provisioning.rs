@@ -14,9 +14,10 @@ use slicegate::api::kueue::{AdmissionCheck, CheckState};
 use slicegate_rig::operator::GpuNode;
 
 use crate::queues;
-use crate::shared::{Place, Shared};
+use crate::shared::Group;
+use crate::watched::Watched;
 
-static CLUSTER: Shared = Shared::new(|options| {
+static CLUSTER: Group = Group::with(&[], |options| {
     options.manifest(
         "k8s.io/autoscaler/cluster-autoscaler/apis",
         "config/crd/autoscaling.x-k8s.io_provisioningrequests.yaml",
@@ -32,8 +33,8 @@ fn a30(name: &str, pool: &str) -> GpuNode {
 }
 
 /// A queue whose flavor has no nodes yet, with a check that has them brought, beside ours.
-async fn autoscaled(name: &str, nodes: Vec<GpuNode>, policy: Value) -> Result<Place> {
-    let place = CLUSTER.place(name, nodes).await?;
+async fn autoscaled(name: &str, nodes: Vec<GpuNode>, policy: Value) -> Result<Watched> {
+    let place = Watched::enter(&CLUSTER, name, nodes).await?;
     place.queue(policy, &[("2g.12gb", 8)]).await?;
     let brings = brings(name);
     let config = json!({
@@ -51,7 +52,7 @@ async fn autoscaled(name: &str, nodes: Vec<GpuNode>, policy: Value) -> Result<Pl
         },
     });
     let queue = queues::cluster_queue(name, &[name, &brings], &[(name, &[("2g.12gb", 8)])]);
-    place.rig.apply_objects(vec![config, check, queue]).await?;
+    place.rig().apply_objects(vec![config, check, queue]).await?;
     place.until("Kueue's check is active", || place.check_condition(&brings, "True")).await?;
     Ok(place)
 }
@@ -61,10 +62,10 @@ fn brings(name: &str) -> String {
 }
 
 /// What a cluster autoscaler does: it answers the ProvisioningRequests of a namespace.
-async fn answer(place: &Place, condition: &str, pool: Option<&str>) -> Result<()> {
+async fn answer(place: &Watched, condition: &str, pool: Option<&str>) -> Result<()> {
     let kind =
         ApiResource::from_gvk(&GroupVersionKind::gvk("autoscaling.x-k8s.io", "v1", "ProvisioningRequest"));
-    let requests: Api<DynamicObject> = Api::namespaced_with(place.client.clone(), &place.name, &kind);
+    let requests: Api<DynamicObject> = Api::namespaced_with(place.client.clone(), place.name(), &kind);
     place
         .until(&format!("a ProvisioningRequest is {condition}"), || async {
             let request =
@@ -88,7 +89,7 @@ async fn answer(place: &Place, condition: &str, pool: Option<&str>) -> Result<()
 }
 
 /// Waits until the workload has had quota for so many seconds.
-async fn until_reserved_for(place: &Place, job: &str, seconds: i64) -> Result<()> {
+async fn until_reserved_for(place: &Watched, job: &str, seconds: i64) -> Result<()> {
     place
         .until(&format!("{job} has had quota for {seconds} s"), || async {
             let versions = place.workloads().versions(job);
@@ -98,9 +99,9 @@ async fn until_reserved_for(place: &Place, job: &str, seconds: i64) -> Result<()
         .await
 }
 
-fn never_retried(place: &Place, job: &str) -> bool {
+fn never_retried(place: &Watched, job: &str) -> bool {
     let versions = place.workloads().versions(job);
-    !versions.iter().any(|v| v.check(&place.name).is_some_and(|c| c["state"] == "Retry") || v.is("Evicted"))
+    !versions.iter().any(|v| v.check(place.name()).is_some_and(|c| c["state"] == "Retry") || v.is("Evicted"))
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -163,17 +164,17 @@ async fn pods_go_to_the_nodes_that_the_provisioning_check_has_named() -> Result<
 #[tokio::test(flavor = "multi_thread")]
 async fn a_flavor_with_a_topology_is_refused_where_it_is_listed_and_to_each_workload() -> Result<()> {
     let name = "racks";
-    let place = CLUSTER.place(name, vec![GpuNode::new(name, "A30-24GB", 1, "NVIDIA-A30")]).await?;
+    let place = Watched::enter(&CLUSTER, name, vec![GpuNode::new(name, "A30-24GB", 1, "NVIDIA-A30")]).await?;
     place.queue(json!({"holdSeconds": 2, "maxHoldSeconds": 600}), &[("2g.12gb", 2)]).await?;
     let topology = json!({
         "apiVersion": KUEUE, "kind": "Topology", "metadata": {"name": name},
         "spec": {"levels": [{"nodeLabel": "kubernetes.io/hostname"}]},
     });
-    let mut flavor = queues::flavor("racks-tas", &json!({"test": name}));
+    let mut flavor = queues::flavor("racks-tas", &place.nodes_label());
     flavor["spec"]["topologyName"] = json!(name);
     let queue = queues::cluster_queue("racks-tas", &[name], &[("racks-tas", &[("2g.12gb", 2)])]);
     let local = queues::local_queue(name, "racks-tas", "racks-tas");
-    place.rig.apply_objects(vec![topology, flavor, queue, local]).await?;
+    place.rig().apply_objects(vec![topology, flavor, queue, local]).await?;
     place
         .until("the AdmissionCheck says where it does not work", || async {
             let check: AdmissionCheck = Api::all(place.client.clone()).get(name).await?;

@@ -16,13 +16,14 @@ use serde_json::{Value, json};
 use slicegate::api::kueue::Workload;
 use slicegate_rig::operator::GpuNode;
 
-use crate::shared::{Place, Shared};
+use crate::shared::Group;
+use crate::watched::Watched;
 
-static CLUSTER: Shared = Shared::new(|options| options);
+static CLUSTER: Group = Group::new(&[]);
 
 /// One A30 in a queue with quota for its two halves, and for nothing else.
-async fn one_gpu(name: &str) -> Result<Place> {
-    let place = CLUSTER.place(name, vec![half_of_an_a30(name)]).await?;
+async fn one_gpu(name: &str) -> Result<Watched> {
+    let place = Watched::enter(&CLUSTER, name, vec![half_of_an_a30(name)]).await?;
     place.queue(json!({}), &[("2g.12gb", 2)]).await?;
     Ok(place)
 }
@@ -32,7 +33,7 @@ fn half_of_an_a30(node: &str) -> GpuNode {
 }
 
 /// A Job whose pods run until they are stopped, and take two seconds to stop.
-fn slow_to_stop(place: &Place, name: &str, pods: u32) -> Value {
+fn slow_to_stop(place: &Watched, name: &str, pods: u32) -> Value {
     let mut job = place.job(name, pods, &[("2g.12gb", 1)]);
     job["spec"]["template"]["metadata"]["annotations"]["slicegate.dev/stop-seconds"] = json!("2");
     job
@@ -47,22 +48,22 @@ struct Holder {
 
 impl Holder {
     /// A Job, as soon as all its pods run.
-    async fn of(place: &Place, job: &str, pods: usize) -> Result<Self> {
+    async fn of(place: &Watched, job: &str, pods: usize) -> Result<Self> {
         let uid = place.until_running(job, pods).await?;
-        let attempts = place.claims(&uid).await?.into_iter().map(|claim| claim.attempt).collect();
+        let attempts = place.claims_of(&uid).await?.into_iter().map(|claim| claim.attempt).collect();
         let pods = place.running(job).await?.iter().filter_map(ResourceExt::uid).collect();
         Ok(Self { uid, attempts, pods })
     }
 
     /// How many pods its claims are for.
-    async fn claimed(&self, place: &Place) -> Result<u32> {
-        let claims = place.claims(&self.uid).await?;
+    async fn claimed(&self, place: &Watched) -> Result<u32> {
+        let claims = place.claims_of(&self.uid).await?;
         Ok(claims.iter().filter(|claim| self.attempts.contains(&claim.attempt)).map(|claim| claim.pods).sum())
     }
 
     /// Its pods that run; how many of them are being deleted.
-    async fn running(&self, place: &Place) -> Result<(usize, usize)> {
-        let mut pods = place.pods(&place.name).await?;
+    async fn running(&self, place: &Watched) -> Result<(usize, usize)> {
+        let mut pods = place.pods(place.name()).await?;
         pods.retain(|pod| {
             pod.uid().is_some_and(|uid| self.pods.contains(&uid))
                 && pod.status.as_ref().and_then(|s| s.phase.as_deref()) == Some("Running")
@@ -71,7 +72,7 @@ impl Holder {
     }
 
     /// Waits until its claims are gone, and sees that they stayed while pods were left.
-    async fn gives_back(&self, place: &Place) -> Result<()> {
+    async fn gives_back(&self, place: &Watched) -> Result<()> {
         let lingered = Cell::new(false);
         place
             .until("the slices are given back", || async {
@@ -89,12 +90,12 @@ impl Holder {
 }
 
 /// Changes a Job's Workload, and gives its name.
-async fn patch_workload(place: &Place, job: &str, patch: &Value) -> Result<String> {
+async fn patch_workload(place: &Watched, job: &str, patch: &Value) -> Result<String> {
     let name = workload(place, job).await?.name_any();
-    crate::queues::patch(&place.client, "Workload", Some(&place.name), &name, patch).await?;
+    crate::queues::patch(&place.client, "Workload", Some(place.name()), &name, patch).await?;
     Ok(name)
 }
 
-async fn workload(place: &Place, job: &str) -> Result<Workload> {
-    place.workload_of(&place.name, job).await?.with_context(|| format!("the Workload of {job}"))
+async fn workload(place: &Watched, job: &str) -> Result<Workload> {
+    place.workload_of(place.name(), job).await?.with_context(|| format!("the Workload of {job}"))
 }

@@ -8,11 +8,12 @@ use slicegate::api::kueue::CheckState;
 use slicegate_rig::operator::GpuNode;
 
 use crate::queues;
-use crate::shared::{Place, Shared};
+use crate::shared::Group;
 use crate::support::job;
+use crate::watched::Watched;
 use crate::workload_checker::seconds;
 
-static CLUSTER: Shared = Shared::new(|options| options);
+static CLUSTER: Group = Group::new(&[]);
 
 /// An A30 in pools: labels that policies select.
 fn a30(name: &str, pools: &[&str]) -> GpuNode {
@@ -28,14 +29,14 @@ fn pool(name: &str) -> Value {
     json!({"nodeSelector": {format!("pool-{name}"): "yes"}})
 }
 
-async fn nodes_of(place: &Place, job: &str) -> Result<BTreeSet<String>> {
+async fn nodes_of(place: &Watched, job: &str) -> Result<BTreeSet<String>> {
     let pods = place.running(job).await?;
     Ok(pods.into_iter().filter_map(|pod| pod.spec?.node_name).collect())
 }
 
 /// Names and states of the checks of a Job's Workload.
-async fn checks_of(place: &Place, job: &str) -> Result<Vec<(String, CheckState)>> {
-    let status = place.workload_of(&place.name, job).await?.and_then(|w| w.status).context("status")?;
+async fn checks_of(place: &Watched, job: &str) -> Result<Vec<(String, CheckState)>> {
+    let status = place.workload_of(place.name(), job).await?.and_then(|w| w.status).context("status")?;
     Ok(status.admission_checks.into_iter().map(|c| (c.name, c.state)).collect())
 }
 
@@ -43,18 +44,19 @@ async fn checks_of(place: &Place, job: &str) -> Result<Vec<(String, CheckState)>
 async fn each_flavor_has_its_own_check_with_its_own_nodes() -> Result<()> {
     let name = "own-nodes";
     // The flavors do not tell the nodes apart; only the policies of their checks do.
-    let place = CLUSTER.place(name, vec![a30("own-red", &["red"]), a30("own-blue", &["blue"])]).await?;
+    let place =
+        Watched::enter(&CLUSTER, name, vec![a30("own-red", &["red"]), a30("own-blue", &["blue"])]).await?;
     let mut objects = Vec::new();
     for colour in ["red", "blue"] {
         objects.extend(queues::check(&format!("own-{colour}"), &pool(colour)));
-        objects.push(queues::flavor(&format!("own-{colour}"), &json!({"test": name})));
+        objects.push(queues::flavor(&format!("own-{colour}"), &place.nodes_label()));
     }
     let quota: &[(&str, u32)] = &[("2g.12gb", 2)];
     let mut queue = queues::cluster_queue(name, &[], &[("own-red", quota), ("own-blue", quota)]);
     queue["spec"]["admissionChecksStrategy"]["admissionChecks"] =
         json!(["own-red", "own-blue"].map(|check| json!({"name": check, "onFlavors": [check]})));
     objects.extend([queue, queues::local_queue(name, "mig", name)]);
-    place.rig.apply_objects(objects).await?;
+    place.rig().apply_objects(objects).await?;
     // Kueue takes the first flavor that has quota.
     for (job, of) in [("first", "own-red"), ("second", "own-blue")] {
         place.submit(&place.job(job, 2, &[("2g.12gb", 1)])).await?;
@@ -68,15 +70,16 @@ async fn each_flavor_has_its_own_check_with_its_own_nodes() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn queues_with_different_checks_share_nodes_and_nothing_is_lent_twice() -> Result<()> {
     let name = "shared-nodes";
-    let place = CLUSTER.place(name, vec![a30("shared-nodes-a", &[]), a30("shared-nodes-b", &[])]).await?;
-    let mut objects = vec![queues::flavor(name, &json!({"test": name}))];
+    let place =
+        Watched::enter(&CLUSTER, name, vec![a30("shared-nodes-a", &[]), a30("shared-nodes-b", &[])]).await?;
+    let mut objects = vec![queues::flavor(name, &place.nodes_label())];
     for side in ["left", "right"] {
         objects.extend(queues::check(side, &json!({})));
         // Each may have all that there is.
         objects.push(queues::cluster_queue(side, &[side], &[(name, &[("1g.6gb", 8)])]));
         objects.push(queues::local_queue(name, side, side));
     }
-    place.rig.apply_objects(objects).await?;
+    place.rig().apply_objects(objects).await?;
     let names: Vec<String> = (0..8).map(|number| format!("job-{number}")).collect();
     for (number, each) in names.iter().enumerate() {
         let mut job = job(name, each, 2, &[("1g.6gb", 1)], "1");
@@ -99,15 +102,15 @@ async fn two_of_our_checks_on_one_queue_agree_on_nodes_that_both_allow() -> Resu
         a30("both-middle", &["left", "right"]),
         a30("both-right", &["right"]),
     ];
-    let place = CLUSTER.place(name, nodes).await?;
-    let mut objects = vec![queues::flavor(name, &json!({"test": name}))];
+    let place = Watched::enter(&CLUSTER, name, nodes).await?;
+    let mut objects = vec![queues::flavor(name, &place.nodes_label())];
     for side in ["left", "right"] {
         objects.extend(queues::check(&format!("both-{side}"), &pool(side)));
     }
     let checks = ["both-left", "both-right"];
     objects.push(queues::cluster_queue(name, &checks, &[(name, &[("2g.12gb", 6)])]));
     objects.push(queues::local_queue(name, "mig", name));
-    place.rig.apply_objects(objects).await?;
+    place.rig().apply_objects(objects).await?;
     place.submit(&place.job("fits", 2, &[("2g.12gb", 1)])).await?;
     place.until_running("fits", 2).await?;
     assert_eq!(nodes_of(&place, "fits").await?, BTreeSet::from(["both-middle".to_owned()]));
@@ -132,13 +135,13 @@ async fn two_of_our_checks_on_one_queue_agree_on_nodes_that_both_allow() -> Resu
 #[tokio::test(flavor = "multi_thread")]
 async fn a_check_without_its_policy_stops_its_own_queue_and_no_other() -> Result<()> {
     let name = "one-bad";
-    let place = CLUSTER.place(name, vec![a30(name, &[])]).await?;
+    let place = Watched::enter(&CLUSTER, name, vec![a30(name, &[])]).await?;
     place.queue(json!({}), &[("1g.6gb", 4)]).await?;
     let quota: &[(&str, u32)] = &[("1g.6gb", 4)];
     let queue = queues::cluster_queue("bad-policy", &["bad-policy"], &[(name, quota)]);
     let objects =
         vec![queues::check_only("bad-policy"), queue, queues::local_queue(name, "bad", "bad-policy")];
-    place.rig.apply_objects(objects).await?;
+    place.rig().apply_objects(objects).await?;
     place.until("its check is inactive", || place.check_condition("bad-policy", "False")).await?;
     let active = async |queue: &str| {
         let queue = queues::object(&place.client, "ClusterQueue", None).get(queue).await?;
@@ -162,7 +165,7 @@ async fn a_check_without_its_policy_stops_its_own_queue_and_no_other() -> Result
     let reserved = place.workloads().versions("stopped").iter().any(|v| v.is("QuotaReserved"));
     assert!(!reserved, "a stopped queue reserves nothing");
     // With the policy it goes on.
-    place.rig.apply_objects(queues::check("bad-policy", &json!({}))).await?;
+    place.rig().apply_objects(queues::check("bad-policy", &json!({}))).await?;
     place.until("its Job is complete", || place.job_done(name, "stopped")).await?;
     place.leave().await
 }
@@ -170,9 +173,9 @@ async fn a_check_without_its_policy_stops_its_own_queue_and_no_other() -> Result
 #[tokio::test(flavor = "multi_thread")]
 async fn each_queue_holds_as_long_as_its_policy_says_and_the_shorter_of_two_counts() -> Result<()> {
     let name = "holds";
-    let place = CLUSTER.place(name, vec![a30(name, &[])]).await?;
+    let place = Watched::enter(&CLUSTER, name, vec![a30(name, &[])]).await?;
     let quota: &[(&str, u32)] = &[("4g.24gb", 2)];
-    let mut objects = vec![queues::flavor(name, &json!({"test": name}))];
+    let mut objects = vec![queues::flavor(name, &place.nodes_label())];
     for (check, hold) in [("hold-short", 2), ("hold-long", 600)] {
         objects.extend(queues::check(check, &json!({"holdSeconds": hold, "maxHoldSeconds": 600})));
     }
@@ -185,7 +188,7 @@ async fn each_queue_holds_as_long_as_its_policy_says_and_the_shorter_of_two_coun
         objects.push(queues::cluster_queue(queue, checks, &[(name, quota)]));
         objects.push(queues::local_queue(name, queue, queue));
     }
-    place.rig.apply_objects(objects).await?;
+    place.rig().apply_objects(objects).await?;
     let submit = async |job: &str, queue: &str| {
         let mut job = place.job(job, 1, &[("4g.24gb", 1)]);
         job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] = json!(queue);

@@ -1,277 +1,381 @@
-//! Clusters that several tests share. Each test has a place of its own in it: a namespace, nodes, and whatever queues it makes,
-//! all called after it. To bring a cluster up takes longer than most tests.
+//! One cluster for a group of tests that run side by side, each with a namespace, a queue and nodes of its own in it.
 
-use std::fs;
+use std::borrow::Borrow;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Deref;
-use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
+use futures::future::try_join_all;
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
+use nvml_sim::StateDir;
 use serde_json::{Value, json};
-use slicegate::api::MIGNode;
-use slicegate::api::kueue::CheckState;
-use slicegate::api::mig_node::Claim;
-use slicegate_rig::operator::{GpuNode, Operator};
-use slicegate_rig::{NodeSpec, Options, Rig};
-use tokio::runtime::{Builder, Handle};
-use tokio::sync::{Mutex, oneshot};
+use slicegate_rig::operator::{GpuNode, gpu_state};
+use slicegate_rig::{Framework, Options, Rig};
+use tokio::runtime::Runtime;
 
 use crate::checker::Checker;
-use crate::queues;
-use crate::support::{World, job};
-use crate::workload_checker::WorkloadChecker;
+use crate::support::World;
 
-/// How long a cluster waits for the next test.
+/// How long a cluster waits for the next test of its group.
 const LINGER: Duration = Duration::from_secs(5);
-const POLL: Duration = Duration::from_millis(200);
+/// Label of the nodes of a test, with its namespace.
+pub const TEST_LABEL: &str = "slicegate.dev/test";
 
-/// A cluster that is brought up for the first test that wants it, and ends soon after the last.
-pub struct Shared {
+/// Tests that share a cluster. It comes up for the first of them and ends after the last.
+pub struct Group {
+    frameworks: &'static [Framework],
     options: fn(Options) -> Options,
-    home: Mutex<Option<Arc<Home>>>,
+    starting: tokio::sync::Mutex<()>,
+    state: Mutex<State>,
+    changed: Condvar,
 }
 
-/// Where the cluster lives: in a thread and runtime that no test ends. The kernel ends a process with the thread that has
-/// started it.
-struct Home {
-    dir: PathBuf,
-    runtime: Handle,
-    failed: AtomicBool,
+struct State {
+    cluster: Option<Arc<Cluster>>,
+    tests: usize,
+    failed: bool,
 }
 
-impl Shared {
-    /// A cluster with these options on top of the usual ones.
-    pub const fn new(options: fn(Options) -> Options) -> Self {
-        Self { options, home: Mutex::const_new(None) }
-    }
-
-    /// A place for a test, with nodes that carry the label `test` with its name.
-    pub async fn place(&'static self, name: &str, nodes: Vec<GpuNode>) -> Result<Place> {
-        let home = self.home().await?;
-        let nodes = home.add_nodes(name, nodes).await?;
-        let rig = Rig::attach(&home.dir)?;
-        rig.apply_objects(vec![namespace(name)]).await?;
-        let client = rig.client().await?;
-        let world = World { rig, operator: Operator::find()?, client, nodes };
-        let checker = Checker::start(&world);
-        let workloads = WorkloadChecker::start(&world.client, name);
-        Ok(Place { name: name.to_owned(), world, home, checker: Some(checker), workloads: Some(workloads) })
-    }
-
-    async fn home(&'static self) -> Result<Arc<Home>> {
-        let mut home = self.home.lock().await;
-        if let Some(home) = &*home {
-            return Ok(home.clone());
-        }
-        let (ready, started) = oneshot::channel();
-        std::thread::Builder::new().name("shared-cluster".to_owned()).spawn(move || {
-            match Builder::new_multi_thread().enable_all().build() {
-                Ok(runtime) => runtime.block_on(self.keep(ready)),
-                Err(error) => drop(ready.send(Err(error.into()))),
-            }
-        })?;
-        let new = started.await.context("the shared cluster's thread has ended")??;
-        *home = Some(new.clone());
-        Ok(new)
-    }
-
-    /// Keeps the cluster up as long as somebody uses it.
-    async fn keep(&'static self, ready: oneshot::Sender<Result<Arc<Home>>>) {
-        let world = match self.bring_up().await {
-            Ok(world) => world,
-            Err(error) => return drop(ready.send(Err(error))),
-        };
-        let dir = world.rig.dir().to_owned();
-        let home = Arc::new(Home { dir, runtime: Handle::current(), failed: AtomicBool::new(false) });
-        let _ = ready.send(Ok(home.clone()));
-        let mut used = Instant::now();
-        loop {
-            tokio::time::sleep(POLL).await;
-            let mut here = self.home.lock().await;
-            // This one and the one in `here` are nobody's use.
-            if Arc::strong_count(&home) > 2 {
-                used = Instant::now();
-            } else if used.elapsed() > LINGER {
-                *here = None;
-                break;
-            }
-        }
-        let ended = world.rig.down().await;
-        // After a failed test the logs are wanted.
-        if ended.is_ok() && !home.failed.load(Ordering::Relaxed) {
-            let _ = fs::remove_dir_all(&home.dir);
-        }
-    }
-
-    async fn bring_up(&self) -> Result<World> {
-        let options = Options { remove_dir: false, ..Options::temporary()? };
-        World::up((self.options)(options), Vec::new(), &[]).await
-    }
-}
-
-impl Home {
-    /// Runs something that starts processes.
-    async fn run<T: Send + 'static>(
-        &self,
-        work: impl Future<Output = Result<T>> + Send + 'static,
-    ) -> Result<T> {
-        self.runtime.spawn(work).await?
-    }
-
-    async fn add_nodes(&self, test: &str, nodes: Vec<GpuNode>) -> Result<Vec<GpuNode>> {
-        let labelled: Vec<GpuNode> = nodes
-            .into_iter()
-            .map(|mut node| {
-                node.node = node.node.label("test", test);
-                node
-            })
-            .collect();
-        let (dir, added) = (self.dir.clone(), labelled.clone());
-        self.run(async move {
-            let (rig, operator) = (Rig::attach(&dir)?, Operator::find()?);
-            let specs: Vec<NodeSpec> = added.iter().map(|node| node.node.clone()).collect();
-            rig.add_nodes(&specs).await?;
-            futures::future::try_join_all(added.iter().map(|node| operator.start_agent(&rig, node))).await?;
-            Ok(())
-        })
-        .await?;
-        Ok(labelled)
-    }
-}
-
-/// A claim, as far as tests ask about it.
-pub struct Claimed {
-    /// The node.
-    pub node: String,
-    /// The reservation that it is for.
-    pub attempt: String,
-    /// The pods that it is for.
-    pub pods: u32,
-}
-
-/// What a test has of a shared cluster. Two judges look at it all the while.
-pub struct Place {
-    /// The test's name, and that of its namespace.
-    pub name: String,
+/// The cluster, and the runtime that its client and its checker live in.
+struct Cluster {
     world: World,
-    home: Arc<Home>,
-    checker: Option<Checker>,
-    workloads: Option<WorkloadChecker>,
+    checker: Checker,
+    runtime: Runtime,
+}
+
+impl Group {
+    /// A group on a cluster that has these kinds of job.
+    pub const fn new(frameworks: &'static [Framework]) -> Self {
+        Self::with(frameworks, |options| options)
+    }
+
+    /// The same, with the cluster changed otherwise.
+    pub const fn with(frameworks: &'static [Framework], options: fn(Options) -> Options) -> Self {
+        Self {
+            frameworks,
+            options,
+            starting: tokio::sync::Mutex::const_new(()),
+            state: Mutex::new(State { cluster: None, tests: 0, failed: false }),
+            changed: Condvar::new(),
+        }
+    }
+
+    /// Lets a test in: gives it a namespace with a LocalQueue `mig`, and nodes. `quotas` are those of the ClusterQueue where
+    /// they matter; of all else there is plenty.
+    pub async fn enter(
+        &'static self,
+        namespace: &str,
+        nodes: Vec<GpuNode>,
+        quotas: &[(&str, u32)],
+    ) -> Result<Place> {
+        let seat = self.seat().await?;
+        let client = seat.cluster.world.rig.client().await?;
+        let operator = seat.cluster.world.operator.clone();
+        let world = World { rig: seat, operator, client, nodes };
+        let place = Place { world, namespace: namespace.to_owned() };
+        place.furnish(quotas).await?;
+        Ok(place)
+    }
+
+    async fn seat(&'static self) -> Result<Seat> {
+        let _turn = self.starting.lock().await;
+        let known = {
+            let mut state = self.state();
+            state.tests += 1;
+            state.cluster.clone()
+        };
+        let cluster = match known {
+            Some(cluster) => cluster,
+            None => match Cluster::up(self.options()?).await {
+                Ok(cluster) => self.state().cluster.insert(Arc::new(cluster)).clone(),
+                Err(error) => {
+                    self.state().tests -= 1;
+                    return Err(error);
+                }
+            },
+        };
+        Ok(Seat { group: self, cluster })
+    }
+
+    fn options(&self) -> Result<Options> {
+        let options = (self.options)(Options::temporary()?);
+        Ok(self.frameworks.iter().fold(options, |options, framework| options.framework(*framework)))
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap()
+    }
+
+    /// Ends the cluster unless another test comes.
+    fn end_if_unused(&self) {
+        let state = self.state();
+        let (mut state, _) = self.changed.wait_timeout_while(state, LINGER, |s| s.tests == 0).unwrap();
+        if state.tests > 0 {
+            return;
+        }
+        let Some(cluster) = state.cluster.take().and_then(Arc::into_inner) else { return };
+        let Cluster { mut world, runtime, .. } = cluster;
+        if state.failed {
+            world.rig.keep_folder();
+        }
+        if let Err(error) = runtime.block_on(world.rig.down()) {
+            eprintln!("the shared cluster does not end: {error:#}");
+        }
+    }
+}
+
+impl Cluster {
+    async fn up(options: Options) -> Result<Self> {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+        let up = runtime.spawn(async {
+            let world = World::as_wanted(options, Vec::new()).await?;
+            let checker = Checker::start(&world);
+            anyhow::Ok((world, checker))
+        });
+        match up.await? {
+            Ok((world, checker)) => Ok(Self { world, checker, runtime }),
+            Err(error) => {
+                // Within a runtime another cannot be waited for.
+                runtime.shutdown_background();
+                Err(error)
+            }
+        }
+    }
+}
+
+/// A test's part in the cluster.
+pub struct Seat {
+    group: &'static Group,
+    cluster: Arc<Cluster>,
+}
+
+impl Borrow<Rig> for Seat {
+    fn borrow(&self) -> &Rig {
+        &self.cluster.world.rig
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        let group = self.group;
+        {
+            let mut state = group.state();
+            state.tests -= 1;
+            state.failed |= std::thread::panicking();
+        }
+        group.changed.notify_all();
+        // Not here: the next test may be waiting for this thread.
+        std::thread::spawn(move || group.end_if_unused());
+    }
+}
+
+/// What a test has in the cluster.
+pub struct Place {
+    world: World<Seat>,
+    pub namespace: String,
 }
 
 impl Deref for Place {
-    type Target = World;
+    type Target = World<Seat>;
 
-    fn deref(&self) -> &World {
+    fn deref(&self) -> &World<Seat> {
         &self.world
     }
 }
 
+/// A slice in a pod's hands.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Held {
+    pub node: String,
+    pub profile: String,
+    pub uuid: String,
+}
+
 impl Place {
-    /// Adds nodes in the course of the test, with their agents.
-    pub async fn add_nodes(&self, nodes: Vec<GpuNode>) -> Result<()> {
-        self.home.add_nodes(&self.name, nodes).await.map(drop)
+    async fn furnish(&self, quotas: &[(&str, u32)]) -> Result<()> {
+        let namespace = &self.namespace;
+        let profiles = ["1g.6gb", "2g.12gb", "4g.24gb", "1g.10gb", "2g.20gb", "3g.40gb", "7g.80gb"];
+        let mut quota: BTreeMap<String, Value> = profiles
+            .iter()
+            .map(|profile| (format!("nvidia.com/mig-{profile}"), json!(1000)))
+            .chain([("cpu".to_owned(), json!(1000)), ("memory".to_owned(), json!("10Ti"))])
+            .collect();
+        for (profile, most) in quotas {
+            quota.insert(format!("nvidia.com/mig-{profile}"), json!(most));
+        }
+        let resources: Vec<Value> =
+            quota.iter().map(|(name, most)| json!({"name": name, "nominalQuota": most})).collect();
+        let kueue = |kind: &str, metadata: Value, spec: Value| json!({"apiVersion": "kueue.x-k8s.io/v1beta2", "kind": kind, "metadata": metadata, "spec": spec});
+        self.rig()
+            .apply_objects(vec![
+                json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}}),
+                kueue(
+                    "ResourceFlavor",
+                    json!({"name": namespace}),
+                    json!({"nodeLabels": {TEST_LABEL: namespace}}),
+                ),
+                kueue(
+                    "ClusterQueue",
+                    json!({"name": namespace}),
+                    json!({
+                        "namespaceSelector": {},
+                        "admissionChecksStrategy": {"admissionChecks": [{"name": "slicegate"}]},
+                        "resourceGroups": [{
+                            "coveredResources": quota.keys().collect::<Vec<_>>(),
+                            "flavors": [{"name": namespace, "resources": resources}],
+                        }],
+                    }),
+                ),
+                kueue(
+                    "LocalQueue",
+                    json!({"name": "mig", "namespace": namespace}),
+                    json!({"clusterQueue": namespace}),
+                ),
+            ])
+            .await?;
+        let specs: Vec<_> =
+            self.nodes.iter().map(|node| node.node.clone().label(TEST_LABEL, namespace.as_str())).collect();
+        self.rig().add_nodes(&specs).await?;
+        try_join_all(self.nodes.iter().map(|node| self.operator.start_agent(self.rig(), node))).await?;
+        Ok(())
     }
 
-    /// Makes a flavor of the test's nodes, a check with this policy, a ClusterQueue with these quotas by profile, all called
-    /// after the test, and the LocalQueue `mig`.
-    pub async fn queue(&self, policy: Value, quotas: &[(&str, u32)]) -> Result<()> {
-        let name = self.name.as_str();
-        let mut objects = queues::check(name, &policy);
-        objects.push(queues::flavor(name, &json!({"test": name})));
-        objects.push(queues::cluster_queue(name, &[name], &[(name, quotas)]));
-        objects.push(queues::local_queue(name, "mig", name));
-        self.rig.apply_objects(objects).await
+    pub fn rig(&self) -> &Rig {
+        self.world.rig.borrow()
     }
 
-    /// A Job in the LocalQueue `mig`, each pod asking for slices; it runs until it is stopped.
-    pub fn job(&self, name: &str, pods: u32, slices: &[(&str, u32)]) -> Value {
-        job(&self.name, name, pods, slices, "1000")
-    }
-
-    /// State and message of the check called after the test, on a Job's workload.
-    pub async fn told(&self, owner: &str) -> Result<Option<(CheckState, String)>> {
-        let status = self.workload_of(&self.name, owner).await?.and_then(|w| w.status);
-        let check = status.and_then(|s| s.admission_checks.into_iter().find(|c| c.name == self.name));
-        Ok(check.map(|c| (c.state, c.message)))
-    }
-
-    /// Waits until a Job's pods run, all of them; gives the uid of its Workload.
-    pub async fn until_running(&self, job: &str, pods: usize) -> Result<String> {
-        self.until(&format!("{job} runs"), || async { Ok(self.running(job).await?.len() == pods) }).await?;
-        let workload = self.workload_of(&self.name, job).await?;
-        workload.and_then(|w| w.metadata.uid).context("a Workload")
-    }
-
-    /// The pods of a Job that run, being deleted or not.
-    pub async fn running(&self, job: &str) -> Result<Vec<Pod>> {
-        let mut pods = self.pods(&self.name).await?;
-        pods.retain(|pod| {
-            pod.owner_references().iter().any(|o| o.name == job)
-                && pod.status.as_ref().and_then(|s| s.phase.as_deref()) == Some("Running")
-        });
-        Ok(pods)
-    }
-
-    /// The claims of a Workload.
-    pub async fn claims(&self, uid: &str) -> Result<Vec<Claimed>> {
-        let nodes = self.mig_nodes().await?;
-        let claims = nodes.iter().flat_map(|node| node.spec.claims.iter().map(move |claim| (node, claim)));
-        let mine = claims.filter(|(_, claim)| claim.workload.uid == uid);
-        let claimed = |(node, claim): (&MIGNode, &Claim)| Claimed {
-            node: node.name_any(),
-            attempt: claim.attempt.clone(),
-            pods: claim.pods,
-        };
-        Ok(mine.map(claimed).collect())
-    }
-
-    /// The judge of what is said to Kueue.
-    pub fn workloads(&self) -> &WorkloadChecker {
-        self.workloads.as_ref().expect("it judges until the end")
-    }
-
-    /// Waits until none of the nodes is claimed and no pod holds a slice of one.
-    pub async fn until_released(&self) -> Result<()> {
+    /// Waits until nothing of this test is claimed or held, and says what was wrong meanwhile, in its part or elsewhere.
+    pub async fn leave(self) -> Result<()> {
         self.until("all claims and slices are released", || async {
-            let mut nodes = self.mig_nodes().await?;
-            nodes.retain(|n| self.nodes.iter().any(|mine| n.metadata.name.as_deref() == Some(mine.name())));
-            Ok(nodes.iter().all(|n| {
-                n.spec.claims.is_empty() && n.status.iter().flat_map(|s| &s.slices).all(|s| s.pod.is_none())
-            }))
+            Ok(self.claims().await?.is_empty() && self.held().await?.is_empty())
+        })
+        .await?;
+        self.end().await
+    }
+
+    /// Leaves though something is claimed or held, and deletes it all.
+    pub async fn abandon(self) -> Result<()> {
+        self.rig().kubectl(["delete", "namespace", &self.namespace, "--wait=false"]).await?;
+        self.end().await
+    }
+
+    async fn end(self) -> Result<()> {
+        let violations = self.world.rig.cluster.checker.violations();
+        assert!(violations.is_empty(), "{} violations:\n{}", violations.len(), violations.join("\n"));
+        for node in &self.nodes {
+            let agent = self.rig().process(&format!("agent-{}", node.name())).context("agent")?;
+            agent.terminate().await?;
+        }
+        Ok(())
+    }
+
+    /// Applies an object in this namespace, for its queue.
+    pub async fn apply(&self, mut object: Value) -> Result<()> {
+        object["metadata"]["namespace"] = json!(self.namespace);
+        object["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] = json!("mig");
+        self.rig().apply_objects(vec![object]).await
+    }
+
+    /// `kubectl` in this namespace.
+    pub async fn kubectl(&self, line: &str) -> Result<String> {
+        let words = line.split(' ');
+        self.rig().kubectl(["-n", &self.namespace].into_iter().chain(words)).await
+    }
+
+    /// How many pods of each workload have a claim, by node and pod set.
+    pub async fn claims(&self) -> Result<BTreeMap<(String, String, String), u32>> {
+        let mut claims = BTreeMap::new();
+        for node in self.mig_nodes().await? {
+            for claim in node.spec.claims.iter().filter(|c| c.workload.namespace == self.namespace) {
+                let key = (node.name_any(), claim.workload.name.clone(), claim.pod_set.clone());
+                let pods: &mut u32 = claims.entry(key).or_default();
+                *pods = (*pods).max(claim.pods);
+            }
+        }
+        Ok(claims)
+    }
+
+    /// How many pods have a claim.
+    pub async fn claimed(&self) -> Result<u32> {
+        Ok(self.claims().await?.values().sum())
+    }
+
+    /// What each pod of this namespace holds, as the MIGNodes show it.
+    pub async fn held(&self) -> Result<BTreeMap<String, BTreeSet<Held>>> {
+        let mut held: BTreeMap<String, BTreeSet<Held>> = BTreeMap::new();
+        for node in self.mig_nodes().await? {
+            for slice in node.status.iter().flat_map(|s| &s.slices) {
+                let Some((namespace, pod)) = slice.pod.as_deref().and_then(|pod| pod.split_once('/')) else {
+                    continue;
+                };
+                if namespace == self.namespace {
+                    let uuid = slice.uuid.clone().unwrap_or_default();
+                    let slice = Held { node: node.name_any(), profile: slice.profile.clone(), uuid };
+                    held.entry(pod.to_owned()).or_default().insert(slice);
+                }
+            }
+        }
+        Ok(held)
+    }
+
+    /// Waits until so many pods hold slices, and gives what they hold.
+    pub async fn until_held_by(&self, pods: usize) -> Result<BTreeMap<String, BTreeSet<Held>>> {
+        self.until(&format!("{pods} pods hold slices"), || async {
+            Ok(Some(self.held().await?).filter(|held| held.len() == pods))
         })
         .await
     }
 
-    /// Leaves, and fails if a judge has found anything wrong. What runs is deleted.
-    pub async fn leave(mut self) -> Result<()> {
-        if let Some(workloads) = self.workloads.take() {
-            workloads.finish().await?;
-        }
-        if let Some(checker) = self.checker.take() {
-            checker.finish(&self.world).await?;
-        }
-        let agents = self.world.nodes.iter().map(|node| format!("agent-{}", node.name()));
-        for agent in agents.filter_map(|name| self.world.rig.process(&name)) {
-            // Nothing of this test goes on; who comes later has nodes of its own.
-            agent.signal(slicegate_rig::Signal::KILL);
-        }
-        self.world.rig.kubectl(["delete", "namespace", &self.name, "--wait=false"]).await.map(drop)
+    /// The pods that are there, those on their way out left out.
+    pub async fn staying(&self) -> Result<Vec<Pod>> {
+        let pods = self.pods(&self.namespace).await?;
+        Ok(pods.into_iter().filter(|pod| pod.metadata.deletion_timestamp.is_none()).collect())
+    }
+
+    /// Has a running pod come to its end: as its container would, with this exit code.
+    pub async fn end_pod(&self, pod: &str, exit_code: u8) -> Result<()> {
+        let ends = format!("slicegate.dev/run-seconds=0.1 slicegate.dev/exit-code={exit_code}");
+        self.kubectl(&format!("annotate --overwrite pod {pod} {ends}")).await.map(drop)
+    }
+
+    /// Waits until a Job is complete.
+    pub async fn until_done(&self, job: &str) -> Result<()> {
+        self.until(&format!("Job {job} is complete"), || self.job_done(&self.namespace, job)).await
     }
 }
 
-impl Drop for Place {
-    fn drop(&mut self) {
-        if std::thread::panicking() || self.checker.is_some() {
-            self.home.failed.store(true, Ordering::Relaxed);
-        }
-    }
+/// How often GPU instances were made and destroyed on a node that is [`counted`].
+pub fn calls(place: &Place, node: &str) -> Result<(u64, u64)> {
+    let state = StateDir::open(gpu_state(place.rig(), node)).read()?;
+    let count = |name: &str| state.calls.get(name).copied().unwrap_or(0);
+    Ok((count(CREATE), count(DESTROY)))
 }
 
-fn namespace(name: &str) -> Value {
-    json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
+const CREATE: &str = "nvmlDeviceCreateGpuInstanceWithPlacement";
+const DESTROY: &str = "nvmlGpuInstanceDestroy";
+
+/// Has the simulator count the calls of a node: a fault that never comes makes it do so.
+pub fn counted(mut node: GpuNode) -> GpuNode {
+    let never = |function: &str| json!({"function": function, "nth": 1_000_000, "code": 999, "times": 1});
+    node.faults.extend([never(CREATE), never(DESTROY)]);
+    node
+}
+
+/// A node with one A30.
+pub fn one_a30(name: &str) -> GpuNode {
+    GpuNode::new(name, "A30-24GB", 1, "NVIDIA-A30")
+}
+
+/// The phase of a pod.
+pub fn phase(pod: &Pod) -> &str {
+    pod.status.as_ref().and_then(|s| s.phase.as_deref()).unwrap_or_default()
+}
+
+/// Whether our gate keeps a pod back.
+pub fn is_gated(pod: &Pod) -> bool {
+    let gates = pod.spec.iter().flat_map(|s| s.scheduling_gates.iter().flatten());
+    gates.into_iter().any(|gate| gate.name == "slicegate.dev/claim")
 }

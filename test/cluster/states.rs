@@ -11,15 +11,16 @@ use serde_json::{Value, json};
 use slicegate_rig::operator::GpuNode;
 
 use crate::queues;
-use crate::shared::{Place, Shared};
+use crate::shared::Group;
 use crate::support::job;
+use crate::watched::Watched;
 use crate::workload_checker::{Version, seconds};
 
-static CLUSTER: Shared = Shared::new(|options| options);
+static CLUSTER: Group = Group::new(&[]);
 
 /// One A30 in a queue, a quarter of it in use, so that nothing finds room that wants the whole.
-async fn crowded(name: &str, policy: Value, quotas: &[(&str, u32)]) -> Result<Place> {
-    let place = CLUSTER.place(name, vec![GpuNode::new(name, "A30-24GB", 1, "NVIDIA-A30")]).await?;
+async fn crowded(name: &str, policy: Value, quotas: &[(&str, u32)]) -> Result<Watched> {
+    let place = Watched::enter(&CLUSTER, name, vec![GpuNode::new(name, "A30-24GB", 1, "NVIDIA-A30")]).await?;
     place.queue(policy, quotas).await?;
     place.submit(&place.job("quarter", 1, &[("1g.6gb", 1)])).await?;
     place.until_running("quarter", 1).await?;
@@ -134,7 +135,7 @@ async fn between_two_attempts_the_quota_is_free_for_others() -> Result<()> {
     let quotas = [("cpu", 1), ("4g.24gb", 1), ("1g.6gb", 1)];
     let mut queue = queues::cluster_queue("one-by-one", &[name], &[(name, &quotas)]);
     queue["spec"]["queueingStrategy"] = json!("StrictFIFO");
-    place.rig.apply_objects(vec![queue, queues::local_queue(name, "one-by-one", "one-by-one")]).await?;
+    place.rig().apply_objects(vec![queue, queues::local_queue(name, "one-by-one", "one-by-one")]).await?;
     let submit = async |name: &str, profile: &str| {
         let mut job = place.job(name, 1, &[(profile, 1)]);
         job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] = json!("one-by-one");
@@ -165,7 +166,7 @@ async fn between_two_attempts_the_quota_is_free_for_others() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_no_cluster_could_run_is_rejected_and_an_event_says_why() -> Result<()> {
     let name = "rejected";
-    let place = CLUSTER.place(name, vec![GpuNode::new(name, "A30-24GB", 1, "NVIDIA-A30")]).await?;
+    let place = Watched::enter(&CLUSTER, name, vec![GpuNode::new(name, "A30-24GB", 1, "NVIDIA-A30")]).await?;
     place.queue(json!({}), &[("1g.6gb", 2_000_000_000), ("huge", 8), ("1g", 8), ("1g.6gb.you", 8)]).await?;
     let cases = [
         ("no-memory", "1g", json!(1), "resource nvidia.com/mig-1g: \"1g\" is not a MIG profile name"),
@@ -216,7 +217,7 @@ async fn what_no_cluster_could_run_is_rejected_and_an_event_says_why() -> Result
 #[tokio::test(flavor = "multi_thread")]
 async fn a_profile_that_no_node_offers_today_is_awaited_and_not_rejected() -> Result<()> {
     let name = "not-yet";
-    let place = CLUSTER.place(name, vec![GpuNode::new(name, "A30-24GB", 1, "NVIDIA-A30")]).await?;
+    let place = Watched::enter(&CLUSTER, name, vec![GpuNode::new(name, "A30-24GB", 1, "NVIDIA-A30")]).await?;
     place.queue(json!({"holdSeconds": 1, "maxHoldSeconds": 600}), &[("1g.10gb", 8)]).await?;
     place.submit(&place.job("early", 1, &[("1g.10gb", 1)])).await?;
     place

@@ -1,6 +1,6 @@
 //! How a cluster is wanted.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use anyhow::Result;
 use serde_json::{Value, json};
 
+use crate::frameworks::Framework;
 use crate::process::{Lifetime, ProcessId};
 use crate::repo::Repo;
 
@@ -28,6 +29,8 @@ pub struct Options {
     pub kueue: Value,
     /// Manifests that are there before Kueue starts, as Go module and path in it: it looks for the APIs of others only then.
     pub manifests: Vec<(String, String)>,
+    /// Kinds of job that Kubernetes does not come with; each costs a process.
+    pub frameworks: BTreeSet<Framework>,
 }
 
 impl Options {
@@ -59,11 +62,12 @@ impl Options {
             extra_args: BTreeMap::new(),
             kueue: json!({}),
             manifests: Vec::new(),
+            frameworks: BTreeSet::new(),
         }
     }
 
     /// Adds a command-line argument to a part: `etcd`, `kube-apiserver`, `kube-controller-manager`,
-    /// `kube-scheduler`, `kwok` or `kueue`.
+    /// `kube-scheduler`, `kwok`, `kueue` or a framework's program.
     #[must_use]
     pub fn extra_arg(mut self, part: &str, arg: impl Into<String>) -> Self {
         self.extra_args.entry(part.to_owned()).or_default().push(arg.into());
@@ -81,6 +85,23 @@ impl Options {
     #[must_use]
     pub fn manifest(mut self, module: &str, path: &str) -> Self {
         self.manifests.push((module.to_owned(), path.to_owned()));
+        self
+    }
+
+    /// Has Kubernetes behave as an older minor version does, for example `1.33`: what came later is not served. 1.36 can do so
+    /// back to 1.33.
+    #[must_use]
+    pub fn emulating(self, version: &str) -> Self {
+        // Scheduler and controllers must not wait for what the API server does not serve.
+        ["kube-apiserver", "kube-scheduler", "kube-controller-manager"]
+            .into_iter()
+            .fold(self, |options, part| options.extra_arg(part, format!("--emulated-version={version}")))
+    }
+
+    /// Adds a kind of job, with its controller.
+    #[must_use]
+    pub fn framework(mut self, framework: Framework) -> Self {
+        self.frameworks.insert(framework);
         self
     }
 }

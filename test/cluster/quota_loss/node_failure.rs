@@ -12,17 +12,17 @@ use slicegate_rig::Signal;
 use tokio::task::JoinHandle;
 
 use super::{CLUSTER, half_of_an_a30};
-use crate::shared::Place;
+use crate::watched::Watched;
 
-async fn two_nodes(name: &str) -> Result<Place> {
+async fn two_nodes(name: &str) -> Result<Watched> {
     let nodes = ["a", "b"].map(|node| half_of_an_a30(&format!("{name}-{node}")));
-    let place = CLUSTER.place(name, nodes.into()).await?;
+    let place = Watched::enter(&CLUSTER, name, nodes.into()).await?;
     place.queue(json!({}), &[("4g.24gb", 2)]).await?;
     Ok(place)
 }
 
 /// A Job whose pods Kubernetes gives up as soon as their node is lost.
-fn impatient(place: &Place, name: &str, pods: u32) -> Value {
+fn impatient(place: &Watched, name: &str, pods: u32) -> Value {
     let mut job = place.job(name, pods, &[("4g.24gb", 1)]);
     let gone =
         |key: &str| json!({"key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 0});
@@ -32,7 +32,7 @@ fn impatient(place: &Place, name: &str, pods: u32) -> Value {
 }
 
 /// The node that a Job's only pod that is not being deleted runs on.
-async fn node_of(place: &Place, job: &str) -> Result<String> {
+async fn node_of(place: &Watched, job: &str) -> Result<String> {
     place
         .until(&format!("{job} runs"), || async {
             let mut pods = place.running(job).await?;
@@ -52,8 +52,8 @@ impl Drop for Silence {
 }
 
 /// A node falls silent: nothing on it answers any more, neither its agent nor its kubelet.
-async fn silence(place: &Place, node: &str) -> Result<Silence> {
-    place.rig.process(&format!("agent-{node}")).context("agent")?.signal(Signal::KILL);
+async fn silence(place: &Watched, node: &str) -> Result<Silence> {
+    place.rig().process(&format!("agent-{node}")).context("agent")?.signal(Signal::KILL);
     let nodes: Api<Node> = Api::all(place.client.clone());
     let unmanaged = json!({"metadata": {"annotations": {"kwok.x-k8s.io/node": null}}});
     nodes.patch(node, &PatchParams::default(), &Patch::Merge(unmanaged)).await?;
@@ -88,7 +88,7 @@ async fn a_pod_in_place_of_one_on_a_failed_node_gets_a_slice_on_another() -> Res
     let second = node_of(&place, "job").await?;
     assert_ne!(first, second);
     let claims: Vec<_> =
-        place.claims(&uid).await?.into_iter().map(|claim| (claim.node, claim.pods)).collect();
+        place.claims_of(&uid).await?.into_iter().map(|claim| (claim.node, claim.pods)).collect();
     assert_eq!(claims, [(second, 1)], "the claim has moved");
     let evicted = place.workloads().versions("job").iter().any(|v| v.is("Evicted"));
     assert!(!evicted, "the workload is not queued again for that");
@@ -96,11 +96,11 @@ async fn a_pod_in_place_of_one_on_a_failed_node_gets_a_slice_on_another() -> Res
 }
 
 /// What a Job's workload was told when it was queued again, once it was.
-async fn until_queued_again(place: &Place, job: &str) -> Result<String> {
+async fn until_queued_again(place: &Watched, job: &str) -> Result<String> {
     place
         .until(&format!("{job} is queued again"), || async {
             let versions = place.workloads().versions(job);
-            let entry = versions.iter().filter_map(|v| v.check(&place.name)).find(|c| c["state"] == "Retry");
+            let entry = versions.iter().filter_map(|v| v.check(place.name())).find(|c| c["state"] == "Retry");
             Ok(entry.and_then(|entry| entry["message"].as_str()).map(str::to_owned))
         })
         .await
@@ -110,7 +110,7 @@ async fn until_queued_again(place: &Place, job: &str) -> Result<String> {
 async fn without_another_node_the_workload_waits_for_its_hold_and_is_queued_again() -> Result<()> {
     let name = "no-other-node";
     let nodes = ["a", "b"].map(|node| half_of_an_a30(&format!("{name}-{node}")));
-    let place = CLUSTER.place(name, nodes.into()).await?;
+    let place = Watched::enter(&CLUSTER, name, nodes.into()).await?;
     place.queue(json!({"holdSeconds": 1, "maxHoldSeconds": 600}), &[("4g.24gb", 2)]).await?;
     place.submit(&impatient(&place, "job", 2)).await?;
     place.until_running("job", 2).await?;
@@ -135,7 +135,7 @@ async fn without_another_node_the_workload_waits_for_its_hold_and_is_queued_agai
 #[tokio::test(flavor = "multi_thread")]
 async fn a_workload_of_which_nothing_is_left_running_is_queued_again_at_once() -> Result<()> {
     let name = "nothing-left";
-    let place = CLUSTER.place(name, vec![half_of_an_a30(name)]).await?;
+    let place = Watched::enter(&CLUSTER, name, vec![half_of_an_a30(name)]).await?;
     place.queue(json!({"holdSeconds": 600, "maxHoldSeconds": 600}), &[("4g.24gb", 2)]).await?;
     place.submit(&impatient(&place, "job", 1)).await?;
     place.until_running("job", 1).await?;
@@ -154,16 +154,16 @@ async fn a_node_that_is_deleted_takes_its_slices_with_it_and_the_job_goes_on_els
     let uid = place.until_running("job", 1).await?;
     let first = node_of(&place, "job").await?;
     let pod = place.running("job").await?.pop().map(|pod| pod.name_any()).unwrap_or_default();
-    place.rig.process(&format!("agent-{first}")).context("agent")?.signal(Signal::KILL);
+    place.rig().process(&format!("agent-{first}")).context("agent")?.signal(Signal::KILL);
     Api::<Node>::all(place.client.clone()).delete(&first, &DeleteParams::default()).await?;
     // Kubernetes collects the pods of nodes that are gone, after a minute; an administrator does not wait so long.
-    place.api::<Pod>(&place.name).delete(&pod, &DeleteParams::default().grace_period(0)).await?;
+    place.api::<Pod>(place.name()).delete(&pod, &DeleteParams::default().grace_period(0)).await?;
     let second = node_of(&place, "job").await?;
     assert_ne!(first, second);
     place
         .until("nothing is left of the node", || async {
             let there = place.mig_nodes().await?.iter().any(|node| node.name_any() == first);
-            let claims: Vec<_> = place.claims(&uid).await?.into_iter().map(|c| (c.node, c.pods)).collect();
+            let claims: Vec<_> = place.claims_of(&uid).await?.into_iter().map(|c| (c.node, c.pods)).collect();
             Ok(!there && claims == [(second.clone(), 1)])
         })
         .await?;

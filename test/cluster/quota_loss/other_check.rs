@@ -8,16 +8,17 @@ use serde_json::{Value, json};
 
 use super::{CLUSTER, Holder, half_of_an_a30, slow_to_stop, workload};
 use crate::queues;
-use crate::shared::{Place, Shared};
+use crate::shared::Group;
+use crate::watched::Watched;
 
 /// An A30 in a queue that also asks a check which the test plays.
-pub async fn place_with_other(name: &str) -> Result<Place> {
+pub async fn place_with_other(name: &str) -> Result<Watched> {
     place_in(&CLUSTER, name).await
 }
 
 /// The same in any cluster.
-pub async fn place_in(cluster: &'static Shared, name: &str) -> Result<Place> {
-    let place = cluster.place(name, vec![half_of_an_a30(name)]).await?;
+pub async fn place_in(cluster: &'static Group, name: &str) -> Result<Watched> {
+    let place = Watched::enter(cluster, name, vec![half_of_an_a30(name)]).await?;
     place.queue(json!({}), &[("2g.12gb", 2)]).await?;
     let other = other(&place);
     let played = json!({
@@ -25,7 +26,7 @@ pub async fn place_in(cluster: &'static Shared, name: &str) -> Result<Place> {
         "spec": {"controllerName": "example.com/played"},
     });
     let queue = queues::cluster_queue(name, &[name, &other], &[(name, &[("2g.12gb", 2)])]);
-    place.rig.apply_objects(vec![played, queue]).await?;
+    place.rig().apply_objects(vec![played, queue]).await?;
     let active = json!({"status": {"conditions": [{
         "type": "Active", "status": "True", "reason": "Played", "message": "", "lastTransitionTime": Timestamp::now(),
     }]}});
@@ -35,12 +36,12 @@ pub async fn place_in(cluster: &'static Shared, name: &str) -> Result<Place> {
     Ok(place)
 }
 
-pub fn other(place: &Place) -> String {
-    format!("{}-other", place.name)
+pub fn other(place: &Watched) -> String {
+    format!("{}-other", place.name())
 }
 
 /// Sets the state of the played check on a Job's Workload.
-pub async fn says(place: &Place, job: &str, state: &str) -> Result<()> {
+pub async fn says(place: &Watched, job: &str, state: &str) -> Result<()> {
     let other = other(place);
     place
         .until(&format!("{other} says {state} to {job}"), || async {
@@ -55,7 +56,7 @@ pub async fn says(place: &Place, job: &str, state: &str) -> Result<()> {
                 {"op": "replace", "path": format!("{at}/lastTransitionTime"), "value": Timestamp::now()},
             ]);
             let patch = Patch::Json::<()>(serde_json::from_value(patch)?);
-            let workloads = queues::object(&place.client, "Workload", Some(&place.name));
+            let workloads = queues::object(&place.client, "Workload", Some(place.name()));
             workloads.patch_status(&workload.name_any(), &PatchParams::default(), &patch).await?;
             Ok(true)
         })
@@ -63,7 +64,7 @@ pub async fn says(place: &Place, job: &str, state: &str) -> Result<()> {
 }
 
 /// Waits until our check is Ready for a Job.
-pub async fn until_ready(place: &Place, job: &str) -> Result<()> {
+pub async fn until_ready(place: &Watched, job: &str) -> Result<()> {
     place
         .until(&format!("our check is Ready for {job}"), || async {
             Ok(place
@@ -80,18 +81,18 @@ async fn when_another_check_retries_before_admission_the_slices_are_given_back_a
     place.submit(&slow_to_stop(&place, "job", 2)).await?;
     until_ready(&place, "job").await?;
     let uid = workload(&place, "job").await?.uid().unwrap_or_default();
-    let first = place.claims(&uid).await?;
+    let first = place.claims_of(&uid).await?;
     assert_eq!(first.iter().map(|claim| claim.pods).sum::<u32>(), 2);
     says(&place, "job", "Retry").await?;
     place
         .until("the reservation is another", || async {
-            let claims = place.claims(&uid).await?;
+            let claims = place.claims_of(&uid).await?;
             Ok(!claims.is_empty() && claims.iter().all(|claim| claim.attempt != first[0].attempt))
         })
         .await?;
     until_ready(&place, "job").await?;
     let ours = workload(&place, "job").await?.status.context("status")?.admission_checks;
-    let ours = ours.iter().find(|c| c.name == place.name).context("our check")?;
+    let ours = ours.iter().find(|c| c.name == place.name()).context("our check")?;
     assert_eq!(ours.retry_count.unwrap_or(0), 0, "it was not we who failed");
     says(&place, "job", "Ready").await?;
     place.until_running("job", 2).await?;
@@ -112,7 +113,7 @@ async fn when_another_check_retries_after_admission_the_slices_stay_until_the_la
     says(&place, "job", "Ready").await?;
     place.until_running("job", 2).await?;
     let retried = place.workloads().versions("job").iter().any(|v| {
-        v.check(&place.name)
+        v.check(place.name())
             .is_some_and(|c| c["state"] == "Retry" || c["retryCount"].as_u64().unwrap_or(0) > 0)
     });
     assert!(!retried, "our check never failed");

@@ -9,7 +9,7 @@ use slicegate::api::kueue::CheckState;
 use super::other_check::{place_with_other, says, until_ready};
 use super::{Holder, slow_to_stop, workload};
 use crate::queues;
-use crate::shared::Place;
+use crate::watched::Watched;
 
 /// A kind of queue: both are called after the test or `mig`.
 #[derive(Clone, Copy)]
@@ -19,11 +19,13 @@ enum Queue {
 }
 
 impl Queue {
-    async fn stop(self, place: &Place, policy: &str) -> Result<()> {
+    async fn stop(self, place: &Watched, policy: &str) -> Result<()> {
         let patch = json!({"spec": {"stopPolicy": policy}});
         match self {
-            Self::Local => queues::patch(&place.client, "LocalQueue", Some(&place.name), "mig", &patch).await,
-            Self::Cluster => queues::patch(&place.client, "ClusterQueue", None, &place.name, &patch).await,
+            Self::Local => {
+                queues::patch(&place.client, "LocalQueue", Some(place.name()), "mig", &patch).await
+            }
+            Self::Cluster => queues::patch(&place.client, "ClusterQueue", None, place.name(), &patch).await,
         }
     }
 }
@@ -37,10 +39,10 @@ async fn hold(name: &str, queue: Queue) -> Result<()> {
     place.submit(&slow_to_stop(&place, "waits", 1)).await?;
     until_ready(&place, "waits").await?;
     let uid = workload(&place, "waits").await?.uid().unwrap_or_default();
-    assert_eq!(place.claims(&uid).await?.len(), 1);
+    assert_eq!(place.claims_of(&uid).await?.len(), 1);
 
     queue.stop(&place, "Hold").await?;
-    place.until("its slice is given back", || async { Ok(place.claims(&uid).await?.is_empty()) }).await?;
+    place.until("its slice is given back", || async { Ok(place.claims_of(&uid).await?.is_empty()) }).await?;
     let withdrawn = (CheckState::Pending, "Quota was withdrawn; the slices were given back.".to_owned());
     assert_eq!(place.told("waits").await?, Some(withdrawn));
     assert_eq!(

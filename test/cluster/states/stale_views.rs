@@ -13,28 +13,29 @@ use tokio::sync::Mutex;
 
 use crate::queues;
 use crate::quota_loss::other_check;
-use crate::shared::{Place, Shared};
+use crate::shared::Group;
+use crate::watched::Watched;
 use crate::workload_checker::Version;
 
-static CLUSTER: Shared = Shared::new(|options| options);
+static CLUSTER: Group = Group::new(&[]);
 static TURN: Mutex<()> = Mutex::const_new(());
 
 const JOBS: [&str; 4] = ["one", "two", "three", "four"];
 
-fn controller(place: &Place) -> Result<Process> {
-    place.rig.process("controller").context("controller")
+fn controller(place: &Watched) -> Result<Process> {
+    place.rig().process("controller").context("controller")
 }
 
-async fn stop_queue(place: &Place, policy: &str) -> Result<()> {
+async fn stop_queue(place: &Watched, policy: &str) -> Result<()> {
     let patch = json!({"spec": {"stopPolicy": policy}});
-    queues::patch(&place.client, "LocalQueue", Some(&place.name), "mig", &patch).await
+    queues::patch(&place.client, "LocalQueue", Some(place.name()), "mig", &patch).await
 }
 
 /// Waits until so many Workloads have quota.
-async fn until_reserved(place: &Place, count: usize) -> Result<()> {
+async fn until_reserved(place: &Watched, count: usize) -> Result<()> {
     place
         .until(&format!("{count} Workloads have quota"), || async {
-            let workloads = place.list::<Workload>(&place.name).await?;
+            let workloads = place.list::<Workload>(place.name()).await?;
             let reserved =
                 workloads.iter().filter(|w| w.status.as_ref().is_some_and(|s| s.admission.is_some()));
             Ok(reserved.count() == count)
@@ -44,10 +45,10 @@ async fn until_reserved(place: &Place, count: usize) -> Result<()> {
 
 /// Four Jobs for whose slices NVML takes its time, and the controller stopped when they are promised and not there yet; back
 /// when they are there.
-async fn stopped_before_the_slices_came(name: &str) -> Result<Place> {
+async fn stopped_before_the_slices_came(name: &str) -> Result<Watched> {
     let mut node = GpuNode::a30(name).slow(2000, 0);
     node.node = node.node.label("pool", name);
-    let place = CLUSTER.place(name, vec![node]).await?;
+    let place = Watched::enter(&CLUSTER, name, vec![node]).await?;
     place.queue(json!({}), &[("1g.6gb", 4)]).await?;
     for job in JOBS {
         place.submit(&place.job(job, 1, &[("1g.6gb", 1)])).await?;
@@ -73,14 +74,17 @@ fn is_ready(version: &Version, check: &str) -> bool {
 }
 
 /// Those of the Jobs that were told Ready while they had a reservation that began then.
-fn ready_in<'a>(place: &'a Place, since: &'a [Option<i64>]) -> impl Iterator<Item = &'static str> + 'a {
+fn ready_in<'a>(place: &'a Watched, since: &'a [Option<i64>]) -> impl Iterator<Item = &'static str> + 'a {
     JOBS.into_iter().zip(since).filter_map(|(job, since)| {
         let versions = place.workloads().versions(job);
-        versions.iter().any(|v| is_ready(v, &place.name) && v.since("QuotaReserved") == *since).then_some(job)
+        versions
+            .iter()
+            .any(|v| is_ready(v, place.name()) && v.since("QuotaReserved") == *since)
+            .then_some(job)
     })
 }
 
-fn reserved_since(place: &Place) -> Vec<Option<i64>> {
+fn reserved_since(place: &Watched) -> Vec<Option<i64>> {
     let last = |job| place.workloads().versions(job).last().and_then(|v| v.since("QuotaReserved"));
     JOBS.into_iter().map(last).collect()
 }
@@ -98,10 +102,12 @@ async fn ready_is_not_written_once_the_quota_is_gone() -> Result<()> {
     // Those that were admitted before run on; the others have no quota and are not told Ready.
     let waiting = JOBS.into_iter().filter(|job| !early.contains(job));
     for job in waiting.clone() {
-        let uid = place.workload_of(&place.name, job).await?.and_then(|w| w.uid()).context("a Workload")?;
-        place.until("its claim is given back", || async { Ok(place.claims(&uid).await?.is_empty()) }).await?;
+        let uid = place.workload_of(place.name(), job).await?.and_then(|w| w.uid()).context("a Workload")?;
+        place
+            .until("its claim is given back", || async { Ok(place.claims_of(&uid).await?.is_empty()) })
+            .await?;
         assert_eq!(place.told(job).await?.map(|(state, _)| state), Some(CheckState::Pending), "{job}");
-        assert!(!place.workloads().versions(job).iter().any(|v| is_ready(v, &place.name)), "{job}");
+        assert!(!place.workloads().versions(job).iter().any(|v| is_ready(v, place.name())), "{job}");
     }
     stop_queue(&place, "None").await?;
     for job in waiting {
@@ -138,8 +144,8 @@ async fn what_an_old_answer_let_in_is_given_slices_under_its_new_reservation() -
     let place = other_check::place_in(&CLUSTER, "old-answer").await?;
     place.submit(&place.job("job", 2, &[("2g.12gb", 1)])).await?;
     other_check::until_ready(&place, "job").await?;
-    let uid = place.workload_of(&place.name, "job").await?.and_then(|w| w.uid()).context("a Workload")?;
-    let first = place.claims(&uid).await?;
+    let uid = place.workload_of(place.name(), "job").await?.and_then(|w| w.uid()).context("a Workload")?;
+    let first = place.claims_of(&uid).await?;
     controller(&place)?.signal(Signal::STOP);
     stop_queue(&place, "Hold").await?;
     until_reserved(&place, 0).await?;
@@ -150,7 +156,7 @@ async fn what_an_old_answer_let_in_is_given_slices_under_its_new_reservation() -
     assert!(place.running("job").await?.is_empty(), "its pods stay gated");
     controller(&place)?.signal(Signal::CONT);
     place.until_running("job", 2).await?;
-    let claims = place.claims(&uid).await?;
+    let claims = place.claims_of(&uid).await?;
     assert_eq!(claims.iter().map(|claim| claim.pods).sum::<u32>(), 2);
     assert!(claims.iter().all(|claim| claim.attempt != first[0].attempt), "they are for the new reservation");
     place.leave().await
