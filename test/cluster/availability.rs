@@ -5,9 +5,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::api::core::v1::Pod;
-use kube::api::PostParams;
+use kube::api::{ListParams, PostParams};
 use kube::{Api, ResourceExt};
 use serde_json::json;
 use slicegate::api::convert::mig;
@@ -167,6 +168,13 @@ async fn a_leader_that_is_killed_is_replaced_when_its_lease_has_expired() -> Res
     world.rig.down().await
 }
 
+/// How many Jobs of the load are not complete.
+async fn unfinished(world: &World) -> Result<usize> {
+    let jobs = Api::<Job>::all(world.client.clone()).list(&ListParams::default()).await?.items;
+    let succeeded = |job: &&Job| job.status.as_ref().is_some_and(|s| s.succeeded == Some(1));
+    Ok(jobs.len() - jobs.iter().filter(succeeded).count())
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn leaders_that_are_frozen_under_load_do_no_harm_when_they_wake_up() -> Result<()> {
     let world = pair(three_nodes(), &SHORT).await?;
@@ -174,8 +182,9 @@ async fn leaders_that_are_frozen_under_load_do_no_harm_when_they_wake_up() -> Re
     let mut random = Random::new();
     println!("seed {}", random.0);
     let freezing = async {
-        let mut left = 4;
-        while left > 0 {
+        let mut rounds = 0;
+        // At rest there is nothing to spoil.
+        while rounds < 4 && unfinished(&world).await? >= 10 {
             tokio::time::sleep(Duration::from_millis(random.below(1500))).await;
             let old = holder(&world).await?;
             let new = if old == FIRST { SECOND } else { FIRST };
@@ -191,16 +200,18 @@ async fn leaders_that_are_frozen_under_load_do_no_harm_when_they_wake_up() -> Re
             assert!(log.contains("no longer the leader"), "{log}");
             frozen.restart().await?;
             world.rig.until_ready(&frozen).await?;
-            left -= 1;
+            rounds += 1;
         }
-        anyhow::Ok(())
+        anyhow::Ok(rounds)
     };
-    let (names, ()) = futures::try_join!(submit_all(&world, ["3", "4", "5"]), freezing)?;
+    let names = submit_all(&world, ["6", "8", "10"]).await?;
+    let rounds = freezing.await?;
     println!(
-        "{} of {} Jobs were complete after the last one woke up",
+        "{rounds} leaders were frozen, {} of {} Jobs complete then",
         done(&world, &names).await?,
         names.len()
     );
+    assert!(rounds >= 2, "the load was over too soon");
     world
         .until("all 60 Jobs are complete", || async { Ok(done(&world, &names).await? == names.len()) })
         .await?;
@@ -261,12 +272,11 @@ impl Decided {
         let (workload, expect) = &self.workload;
         let since = slicegate::api::convert::time(slicegate::api::convert::now());
         let ready = CheckEntry::new(
-            workload,
             "slicegate".to_owned(),
             CheckState::Ready,
             "Slices reserved and ready.".to_owned(),
             since,
-            &["main".into()],
+            &[("main".into(), workload.uid.clone())],
         );
         vec![
             (

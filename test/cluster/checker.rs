@@ -108,10 +108,12 @@ impl Checker {
 impl Judge {
     async fn look(&self) -> Result<Vec<String>> {
         let pods = Api::<Pod>::all(self.client.clone());
-        let before = holders(&pods.list(&ListParams::default()).await?.items);
+        // What is over holds nothing, and there is much of it.
+        let live = ListParams::default().fields("status.phase!=Succeeded,status.phase!=Failed");
+        let before = holders(&pods.list(&live).await?.items);
         let instances = self.instances()?;
         let nodes = Api::<MIGNode>::all(self.client.clone()).list(&ListParams::default()).await?.items;
-        let after = holders(&pods.list(&ListParams::default()).await?.items);
+        let after = holders(&pods.list(&live).await?.items);
 
         let mut violations = Vec::new();
         for (node, instances) in &instances {
