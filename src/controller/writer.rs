@@ -115,6 +115,9 @@ impl Writer {
         check: CheckEntry,
     ) -> (Outcome, Option<Update>) {
         let api: Api<kueue::Workload> = Api::namespaced(self.client.clone(), &workload.namespace);
+        // Whoever applies one entry of a list gives up those that he has applied before and does not name: two checks of ours
+        // on one Workload would take each other away. So each check has a field manager of its own.
+        let manager = format!("{}/{}", names::CONTROLLER_MANAGER, check.name);
         let body = WorkloadPatch {
             api_version: "kueue.x-k8s.io/v1beta2",
             kind: "Workload",
@@ -127,7 +130,8 @@ impl Writer {
             status: WorkloadStatusPatch { admission_checks: [check] },
         };
         // Kueue owns the entry, too: it makes it, and rewrites it at each reservation.
-        let result = api.patch_status(&workload.name, &params().force(), &Patch::Apply(&body)).await;
+        let params = PatchParams::apply(&manager).force();
+        let result = api.patch_status(&workload.name, &params, &Patch::Apply(&body)).await;
         let unchanged = |object: &kueue::Workload| object.resource_version().as_deref() == Some(expect);
         self.finish("admission check", &workload.to_string(), result, &api, Update::Workload, unchanged).await
     }
