@@ -44,6 +44,9 @@ struct Args {
     /// One-pod Jobs of a burst of bench-admission; a tenth as many with ten pods come on top.
     #[arg(long, default_value_t = 500)]
     jobs: usize,
+    /// Jobs submitted a second in a burst of bench-admission; 0: as many as the API server takes.
+    #[arg(long, default_value_t = 8.0)]
+    rate: f64,
     /// A file for the figures of bench-node or bench-admission and each single time.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -117,6 +120,7 @@ async fn run(args: &Args) -> Result<String> {
             let extent = admission::Extent {
                 pairs: args.pairs,
                 jobs: args.jobs,
+                rate: args.rate,
                 samples: args.samples,
                 json: args.json.clone(),
             };

@@ -1,4 +1,4 @@
-//! All Jobs at once.
+//! Many Jobs, one after another at a fixed rate, or all at once.
 
 use std::time::{Duration, Instant};
 
@@ -8,9 +8,9 @@ use futures::{StreamExt, TryStreamExt, stream};
 use super::load::{self, Load};
 use super::observer::Track;
 use super::writes::{self, Writes};
-use super::{Bench, Setting, job, until};
+use super::{Bench, Extent, Setting, job, until};
 
-/// Clients that submit at the same time.
+/// Clients that submit at the same time, when it is to be as fast as the API server takes the Jobs.
 pub const SUBMITTERS: usize = 10;
 /// Pods of the larger Jobs, one of which comes after so many of the smaller ones.
 pub const PODS: usize = 10;
@@ -42,23 +42,35 @@ pub struct Burst {
 }
 
 impl Bench<'_> {
-    /// Submits all Jobs as fast as the API server takes them from ten clients, and waits until all their pods run.
-    pub(super) async fn burst(&mut self, setting: Setting, round: usize, jobs: usize) -> Result<Burst> {
+    /// Submits all Jobs and waits until all their pods run.
+    pub(super) async fn burst(&mut self, setting: Setting, round: usize, extent: &Extent) -> Result<Burst> {
         self.prepare(setting).await?;
-        let list = jobs_of(setting, round, jobs);
+        let list = jobs_of(setting, round, extent.jobs);
         let pods: usize = list.iter().map(|(_, pods)| pods).sum();
         self.audit.take()?;
         let everybodys = writes::everybodys(&self.client).await?;
         let load = load::now(self.rig);
 
         let begun = Instant::now();
-        let submitted: Vec<(String, Instant)> = stream::iter(&list)
-            .map(|(name, pods)| async {
+        // At a fixed rate nobody waits for an answer before the next one comes, as with many users who know nothing of each other.
+        let clients = if extent.rate > 0.0 { list.len() } else { SUBMITTERS };
+        let due = |n: usize| {
+            let seconds = if extent.rate > 0.0 {
+                f64::from(u32::try_from(n).unwrap_or(u32::MAX)) / extent.rate
+            } else {
+                0.0
+            };
+            begun + Duration::from_secs_f64(seconds)
+        };
+        let bench = &*self;
+        let submitted: Vec<(String, Instant)> = stream::iter(list.iter().enumerate())
+            .map(|(n, (name, pods))| async move {
+                tokio::time::sleep_until(due(n).into()).await;
                 let at = Instant::now();
-                self.submit(&job(name, setting.queue(), *pods, "100m", setting.resource())).await?;
+                bench.submit(&job(name, setting.queue(), *pods, "100m", setting.resource())).await?;
                 anyhow::Ok((name.clone(), at))
             })
-            .buffer_unordered(SUBMITTERS)
+            .buffer_unordered(clients)
             .try_collect()
             .await?;
         until("all workloads are admitted", || self.observer.admitted() == list.len()).await?;

@@ -30,6 +30,8 @@ use writes::Audit;
 
 /// Longer than anything here takes, even on a machine with much else to do; when it is over, something is wrong.
 const PATIENCE: Duration = Duration::from_mins(5);
+/// Times that a Job is sent again when there is no answer.
+const ATTEMPTS: usize = 3;
 /// Longer than the benchmark takes.
 const KEPT: u32 = 86_400;
 
@@ -39,6 +41,8 @@ pub struct Extent {
     pub pairs: usize,
     /// One-pod Jobs of a burst; a tenth as many with ten pods come on top.
     pub jobs: usize,
+    /// Jobs submitted a second; 0: as many as the API server takes from ten clients.
+    pub rate: f64,
     /// Jobs by themselves, and preemptions, of each kind.
     pub samples: usize,
     /// A file for the figures and each single time.
@@ -83,11 +87,11 @@ pub async fn run(rig: &Rig, operator: &Operator, extent: &Extent) -> Result<Stri
     };
     let mut report = Report::new(extent);
     eprintln!("warming up");
-    bench.burst(Setting::Made, 0, extent.jobs).await.context("warm-up")?;
+    bench.burst(Setting::Made, 0, extent).await.context("warm-up")?;
     for round in 1..=extent.pairs {
         for setting in order(round) {
             eprintln!("burst {round} of {}, {}", extent.pairs, setting.name());
-            report.bursts.push(bench.burst(setting, round, extent.jobs).await.context(setting.name())?);
+            report.bursts.push(bench.burst(setting, round, extent).await.context(setting.name())?);
         }
     }
     eprintln!("{} Jobs by themselves, in each setting", extent.samples);
@@ -160,8 +164,18 @@ impl Bench<'_> {
         Ok(())
     }
 
+    /// Creates a Job. A connection that the API server has closed is no answer: the same is sent again.
     async fn submit(&self, job: &Value) -> Result<()> {
-        self.jobs().create(&PostParams::default(), &serde_json::from_value(job.clone())?).await?;
+        let job: Job = serde_json::from_value(job.clone())?;
+        for attempt in 0.. {
+            match self.jobs().create(&PostParams::default(), &job).await {
+                Ok(_) => break,
+                Err(kube::Error::Api(status)) if status.code == 409 && attempt > 0 => break,
+                Err(error @ kube::Error::Api(_)) => return Err(error.into()),
+                Err(error) if attempt == ATTEMPTS => return Err(error.into()),
+                Err(_) => {}
+            }
+        }
         Ok(())
     }
 

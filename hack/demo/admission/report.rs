@@ -25,6 +25,7 @@ const JUDGED: Setting = Setting::Reused;
 /// All that was measured.
 pub struct Report {
     jobs: usize,
+    rate: f64,
     /// The bursts.
     pub bursts: Vec<Burst>,
     /// Jobs by themselves.
@@ -43,16 +44,26 @@ struct Goal {
 impl Report {
     /// Nothing yet.
     pub fn new(extent: &Extent) -> Self {
-        Self { jobs: extent.jobs, bursts: Vec::new(), alone: Vec::new(), preemptions: Vec::new() }
+        Self {
+            jobs: extent.jobs,
+            rate: extent.rate,
+            bursts: Vec::new(),
+            alone: Vec::new(),
+            preemptions: Vec::new(),
+        }
     }
 
     /// For people.
     pub fn text(&self) -> String {
         let mut text = format!(
-            "{} one-pod Jobs and {} {PODS}-pod Jobs, submitted by {SUBMITTERS} clients as fast as they are taken, on {} emulated \
-             nodes of 8 A100-80GB, {} cores:\n\n",
+            "{} one-pod Jobs and {} {PODS}-pod Jobs, {}, on {} emulated nodes of 8 A100-80GB, {} cores:\n\n",
             self.jobs,
             self.jobs / PODS,
+            if self.rate > 0.0 {
+                format!("{} submitted a second", self.rate)
+            } else {
+                format!("submitted by {SUBMITTERS} clients as fast as they are taken")
+            },
             stage::NODES,
             cores()
         );
@@ -292,6 +303,7 @@ impl Report {
             "nodes": stage::NODES,
             "onePodJobs": self.jobs,
             "tenPodJobs": self.jobs / PODS,
+            "rate": self.rate,
             "bursts": self.bursts.iter().map(burst).collect::<Vec<_>>(),
             "alone": self.alone.iter().map(alone).collect::<Vec<_>>(),
             "preemptions": self.preemptions.iter().map(preemptions).collect::<Vec<_>>(),
