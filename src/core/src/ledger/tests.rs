@@ -62,6 +62,8 @@ fn demand(slices: &[(&str, u32)]) -> PodSetDemand {
         slices: slices.iter().map(|(p, n)| (p.parse().unwrap(), *n)).collect(),
         requests: [("cpu", 1000)].into_iter().collect(),
         constraints: Constraints::default(),
+        allowed: Vec::new(),
+        label: None,
         flavors: "flavor mig".to_owned(),
     }
 }

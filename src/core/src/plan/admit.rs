@@ -6,7 +6,7 @@
 //! | Pending | complete and schedulable | Ready |
 //! | Pending | complete, slices not there yet | wait; say what for when it takes long |
 //! | Ready, not admitted | incomplete, or slices lost | Pending, then as above |
-//! | Ready, admitted | incomplete | place; impossible: Retry |
+//! | Ready, admitted | incomplete, or on a node that is lost, and a pod waits | place; impossible: Retry after the hold |
 //! | Retry, Rejected | any | nothing: Kueue resets the check first |
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -15,10 +15,10 @@ use super::{Action, Pass};
 use crate::hands::{self, Hands};
 use crate::id::{Attempt, NodeName, PodSetName, WorkloadUid};
 use crate::ledger::Ledger;
-use crate::node::{Node, ObservedSlice, SliceState};
+use crate::node::{Claim, Node, ObservedSlice, SliceState};
 use crate::profile::ProfileName;
 use crate::time::Timestamp;
-use crate::workload::{Check, CheckState, Demand, PodSetDemand, Policy, Reservation, Workload};
+use crate::workload::{Check, CheckState, Demand, Nodes, PodSetDemand, Reservation, Workload};
 
 /// What Ready says: it never changes while the check stays Ready.
 pub const READY: &str = "Slices reserved and ready.";
@@ -30,7 +30,8 @@ impl Pass<'_> {
     pub(super) fn admit(&mut self) {
         let mut open: Vec<(&Workload, &Reservation)> =
             self.world.workloads.values().filter_map(|w| Some((w, w.open()?))).collect();
-        open.sort_by_key(|(w, r)| (r.since, &w.key));
+        // What has been let in comes first: what it has lost, it needs at once.
+        open.sort_by_key(|(w, r)| (!w.passed(), r.since, &w.key));
         let mut promised = self.promised();
         for (workload, reservation) in open {
             self.admit_one(workload, reservation, &mut promised);
@@ -43,30 +44,44 @@ impl Pass<'_> {
         }
         // What runs keeps running, whatever becomes of the policy or the flavor that let it in.
         let runs = workload.admitted;
+        let passed = workload.passed();
         let demand = match &reservation.demand {
             Demand::Unknown(_) | Demand::Invalid(_) if runs => return,
             Demand::Slices(demand) => demand,
-            Demand::Unknown(reason) => return self.tell(workload, CheckState::Pending, reason),
+            Demand::Unknown(reason) => return self.turn_away(workload, reservation, passed, reason),
             Demand::Invalid(reason) => return self.tell(workload, CheckState::Rejected, reason),
         };
         if demand.is_empty() {
             return self.tell(workload, CheckState::Ready, "No MIG slices asked for.");
         }
-        let policy = workload.checks.iter().find_map(|c| c.policy.clone());
-        let Some(policy) = policy.or_else(|| runs.then(Policy::default)) else {
-            return self.tell(
+        if !runs && workload.checks.iter().any(|c| c.policy.is_none()) {
+            return self.turn_away(
                 workload,
-                CheckState::Pending,
+                reservation,
+                passed,
                 "The AdmissionCheck is not active; see its Active condition.",
             );
-        };
-        self.leave_silent_nodes(workload, &reservation.attempt);
-        let passed = workload.checks.iter().all(|c| c.state == CheckState::Ready);
-        if let Err(obstacle) = self.place(workload, &reservation.attempt, demand, &policy) {
-            return self.turn_away(workload, reservation, &policy, passed, &obstacle.0);
+        }
+        if let Nodes::Awaited(check) = &workload.nodes
+            && !runs
+        {
+            let message = format!("Waiting for AdmissionCheck {check} to bring nodes.");
+            return self.tell(workload, CheckState::Pending, &message);
+        }
+        if runs {
+            self.leave_lost_nodes(workload, demand);
+        } else {
+            self.leave_silent_nodes(workload, &reservation.attempt);
+        }
+        if let Err(obstacle) = self.place(workload, &reservation.attempt, demand) {
+            return self.turn_away(workload, reservation, passed, &obstacle.0);
+        }
+        if passed {
+            self.promise_more(workload, &reservation.attempt, promised);
         }
         if self.schedulable(workload, reservation, demand, passed, promised) {
-            let label: Vec<PodSetName> = demand.iter().map(|p| p.name.clone()).collect();
+            let label = |p: &PodSetDemand| p.label.clone().unwrap_or_else(|| workload.key.uid.clone());
+            let label: Vec<_> = demand.iter().map(|p| (p.name.clone(), label(p))).collect();
             for check in workload.checks.iter().filter(|c| c.state != CheckState::Ready) {
                 self.set_check(workload, check, CheckState::Ready, READY, &label);
             }
@@ -77,7 +92,7 @@ impl Pass<'_> {
             };
             self.tell(workload, CheckState::Pending, &message);
         } else if !passed {
-            self.wait_for_slices(workload, reservation, demand, &policy);
+            self.wait_for_slices(workload, reservation, demand);
         }
     }
 
@@ -106,30 +121,30 @@ impl Pass<'_> {
         }
     }
 
-    fn turn_away(
-        &mut self,
-        workload: &Workload,
-        reservation: &Reservation,
-        policy: &Policy,
-        passed: bool,
-        obstacle: &str,
-    ) {
+    fn turn_away(&mut self, workload: &Workload, reservation: &Reservation, passed: bool, obstacle: &str) {
         self.give_up(workload, &reservation.attempt);
         if passed && workload.admitted {
             // Its pods are gated as long as it has no claim: nothing runs, so its quota is better given to others.
-            if !self.has_live_pods(&workload.key) {
+            if self.has_live_pods(&workload.key) {
+                self.obstacles.insert(workload.key.uid.clone(), obstacle.to_owned());
+            } else {
                 self.tell(workload, CheckState::Retry, &format!("The reservation was lost. {obstacle}"));
             }
             return;
         }
-        let retries = workload.checks.iter().map(|c| c.retry_count).max().unwrap_or(0);
-        let until = reservation.since + policy.hold_after(retries);
-        if !passed && until <= self.now {
+        let until = workload.held_until(reservation);
+        if self.may_start_over(workload) && !passed && until <= self.now {
             self.tell(workload, CheckState::Retry, obstacle);
         } else {
             self.recheck(until);
             self.tell(workload, CheckState::Pending, obstacle);
         }
+    }
+
+    /// Whether a workload may be evicted for want of slices. A job that only wants to be larger may not: Kueue would end the pods
+    /// that run, and cannot start it again (0.18: its own annotations are in the way).
+    pub(super) fn may_start_over(&self, workload: &Workload) -> bool {
+        workload.replaces.is_none() || !self.has_live_pods(&workload.key)
     }
 
     /// Strikes out what a reservation has claimed, unless something may run on it. What an earlier one has left is released
@@ -142,30 +157,17 @@ impl Pass<'_> {
         }
     }
 
-    fn wait_for_slices(
-        &mut self,
-        workload: &Workload,
-        reservation: &Reservation,
-        demand: &[PodSetDemand],
-        policy: &Policy,
-    ) {
+    fn wait_for_slices(&mut self, workload: &Workload, reservation: &Reservation, demand: &[PodSetDemand]) {
         // Room may have been found late: the agents' time begins then.
         let begun = self.begun(&workload.key.uid).max(reservation.since);
         let patience = begun + self.limits.patience;
         if self.now < patience {
             return self.recheck(patience);
         }
-        let retries = workload.checks.iter().map(|c| c.retry_count).max().unwrap_or(0);
-        let hold = reservation.since + policy.hold_after(retries).max(self.limits.patience);
-        let until = hold.max(patience);
-        let nodes: BTreeSet<&str> = self
-            .books
-            .values()
-            .filter(|book| demand.iter().any(|p| book.pods_of(&workload.key.uid, &p.name) > 0))
-            .map(|book| book.name.as_str())
-            .collect();
-        let nodes = nodes.into_iter().collect::<Vec<_>>().join(", ");
-        if until <= self.now {
+        let until =
+            workload.held_until(reservation).max(reservation.since + self.limits.patience).max(patience);
+        let nodes = self.claimed_on(workload, demand);
+        if self.may_start_over(workload) && until <= self.now {
             self.give_up(workload, &reservation.attempt);
             self.tell(
                 workload,
@@ -184,6 +186,13 @@ impl Pass<'_> {
         }
     }
 
+    /// The nodes on which the workload has claims.
+    pub(super) fn claimed_on(&self, workload: &Workload, demand: &[PodSetDemand]) -> String {
+        let claimed = |book: &&Ledger| demand.iter().any(|p| book.pods_of(&workload.key.uid, &p.name) > 0);
+        let nodes: Vec<&str> = self.books.values().filter(claimed).map(|book| book.name.as_str()).collect();
+        nodes.join(", ")
+    }
+
     /// The nodes on which slices like those that the workload has claimed there are held by somebody without a claim.
     fn robbed_on(&self, workload: &Workload, demand: &[PodSetDemand]) -> Option<String> {
         let robbed = |book: &&Ledger| {
@@ -197,7 +206,7 @@ impl Pass<'_> {
     }
 
     /// Since when the agents have been at work on what a workload claims.
-    fn begun(&self, workload: &WorkloadUid) -> Timestamp {
+    pub(super) fn begun(&self, workload: &WorkloadUid) -> Timestamp {
         let mut begun = Timestamp::default();
         for (name, book) in &self.books {
             let Some(mig) = self.world.nodes.get(name).and_then(|n| n.mig.as_ref()) else { continue };
@@ -304,8 +313,24 @@ impl Pass<'_> {
         promised
     }
 
+    /// Adds to what is promised the claims that a workload that has passed is to have from now on: nobody else is told that
+    /// slices for them are his.
+    fn promise_more(&self, workload: &Workload, attempt: &Attempt, promised: &mut Promised) {
+        let theirs = |claim: &&Claim| claim.workload.uid == workload.key.uid && claim.attempt == *attempt;
+        for (name, book) in &self.books {
+            let confirmed =
+                self.world.nodes.get(name).and_then(|n| n.mig.as_ref()).map(|m| &m.confirmed.claims);
+            for claim in book.claims().iter().filter(theirs) {
+                let same = |c: &&Claim| theirs(c) && c.pod_set == claim.pod_set && c.profile == claim.profile;
+                let before = confirmed.into_iter().flatten().find(same).map_or(0, |c| c.slices);
+                let more = claim.slices.saturating_sub(before);
+                *promised.slices.entry((name.clone(), claim.profile.clone())).or_default() += more;
+            }
+        }
+    }
+
     /// Sets every check of the workload that does not say so already.
-    fn tell(&mut self, workload: &Workload, state: CheckState, message: &str) {
+    pub(super) fn tell(&mut self, workload: &Workload, state: CheckState, message: &str) {
         for check in &workload.checks {
             let known = check.state == state && (check.message == message || state == CheckState::Ready);
             if !known {
@@ -320,7 +345,7 @@ impl Pass<'_> {
         check: &Check,
         state: CheckState,
         message: &str,
-        label: &[PodSetName],
+        label: &[(PodSetName, WorkloadUid)],
     ) {
         // Only one write to a Workload at a time: the second would carry the same precondition and fail.
         let under_way = |action: &Action| matches!(action, Action::SetCheck { workload: w, .. } if w.uid == workload.key.uid);

@@ -32,7 +32,8 @@ impl Pass<'_> {
             if attempts.iter().all(confirmed) {
                 self.strike_out(&workload, &attempts);
             } else if !self.has_live_pods(&workload) {
-                self.plan.actions.push(Action::Confirm { workload, attempts });
+                let labels = self.labels_of(&uid);
+                self.plan.actions.push(Action::Confirm { workload, labels, attempts });
             }
         }
         // A verdict without quota would let the next reservation pass unseen, whether or not there is a claim behind it.

@@ -12,7 +12,7 @@ use crate::plan::{Action, Limits, Notice, Plan, Pod, PodKey, Snapshot, Subject, 
 use crate::profile::ProfileName;
 use crate::resources::Resources;
 use crate::time::Timestamp;
-use crate::workload::{Check, CheckState, Demand, PodSetDemand, Policy, Reservation, Workload};
+use crate::workload::{Check, CheckState, Demand, Nodes, PodSetDemand, Policy, Reservation, Workload};
 
 mod effects;
 
@@ -60,6 +60,8 @@ pub(super) fn pod_set(pods: u32, slices: &[(&str, u32)]) -> PodSetDemand {
         slices: slices.iter().map(|(profile, count)| (profile.parse().unwrap(), *count)).collect(),
         requests: [("cpu", 1000), ("pods", 1)].into_iter().collect(),
         constraints: Constraints::default(),
+        allowed: Vec::new(),
+        label: None,
         flavors: "flavor mig".to_owned(),
     }
 }
@@ -150,6 +152,9 @@ impl World {
             finished: false,
             active: true,
             checks: vec![check],
+            nodes: Nodes::Given,
+            owner: None,
+            replaces: None,
         };
         self.snap.workloads.insert(key.uid, workload);
         self.reserve(name, demand);
@@ -189,6 +194,29 @@ impl World {
         self.withdraw_quota(name);
     }
 
+    /// What a workload asks for becomes more or less.
+    pub fn ask_for(&mut self, name: &str, pods: impl Fn(u32) -> u32) {
+        let reservation = self.workload_mut(name).reservation.as_mut().unwrap();
+        if let Demand::Slices(demand) = &mut reservation.demand {
+            for pod_set in demand {
+                pod_set.pods = pods(pod_set.pods);
+            }
+        }
+    }
+
+    /// Kueue scales an elastic job up by so many pods: a Workload of the new size replaces the old one, which is finished as soon
+    /// as the new one has quota.
+    pub fn replace(&mut self, old: &str, new: &str, more: u32) {
+        let mut demand = self.demand(old);
+        for pod_set in &mut demand {
+            pod_set.pods += more;
+        }
+        self.submit_demand(new, Demand::Slices(demand));
+        let successor = self.workload_mut(new);
+        (successor.replaces, successor.owner) = (Some(old.into()), Some("job-uid".into()));
+        self.finish(old);
+    }
+
     pub fn finish(&mut self, name: &str) {
         self.workload_mut(name).finished = true;
     }
@@ -204,6 +232,8 @@ impl World {
             busy: false,
             workload: Some(WorkloadUid::new(workload)),
             pod_set: Some(demand.name.clone()),
+            owner: None,
+            created: self.now,
             gated: true,
             queued: true,
             pinned: None,
@@ -264,6 +294,8 @@ impl World {
             busy: false,
             workload: None,
             pod_set: None,
+            owner: None,
+            created: self.now,
             gated: false,
             queued: false,
             pinned: None,

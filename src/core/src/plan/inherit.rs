@@ -1,0 +1,107 @@
+//! Elastic jobs: a Workload that takes over from another.
+//!
+//! When an elastic job is scaled up, Kueue makes a Workload of the new size that names the one it replaces, and finishes the
+//! old one as soon as the new one has quota, before any check of it has passed (KEP-77). The reason is `WorkloadSliceReplaced` or
+//! `OutOfSync`, depending on whether its scheduler or its job reconciler comes first. The pods go on running, and bear the old
+//! Workload's uid for as long as they live, as do those that are made from the same template later.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::{Pass, Snapshot};
+use crate::id::WorkloadUid;
+use crate::node::Claim;
+use crate::workload::{Demand, Reservation, Workload};
+
+/// For each uid of a Workload that has an heir: the uid of its last heir.
+pub(super) type Heirs = BTreeMap<WorkloadUid, WorkloadUid>;
+
+/// Who has taken over from whom. A Workload that is gone, of which only the uid on its pods is left, is succeeded by the only
+/// one that the pods' owner has now.
+pub(super) fn heirs<'a>(world: &'a Snapshot) -> Heirs {
+    let mut successors: BTreeMap<(&str, &str), &'a Workload> = BTreeMap::new();
+    for workload in world.workloads.values() {
+        if let Some(old) = &workload.replaces {
+            successors.insert((&*workload.key.namespace, &**old), workload);
+        }
+    }
+    if successors.is_empty() {
+        return Heirs::new();
+    }
+    let last = |mut workload: &'a Workload| -> WorkloadUid {
+        // A ring of names, which a person could write, must not be followed for ever.
+        for _ in 0..world.workloads.len() {
+            let key = (&*workload.key.namespace, &*workload.key.name);
+            let Some(successor) = successors.get(&key).filter(|_| workload.finished) else { break };
+            workload = successor;
+        }
+        workload.key.uid.clone()
+    };
+    let mut heirs = Heirs::new();
+    for workload in world.workloads.values().filter(|w| w.finished) {
+        let heir = last(workload);
+        if heir != workload.key.uid {
+            heirs.insert(workload.key.uid.clone(), heir);
+        }
+    }
+    for claim in world.nodes.values().filter_map(|n| n.mig.as_ref()).flat_map(|m| &m.spec.claims) {
+        let old = &claim.workload;
+        if let Some(successor) = successors.get(&(&*old.namespace, &*old.name))
+            && !world.workloads.contains_key(&old.uid)
+        {
+            heirs.insert(old.uid.clone(), last(successor));
+        }
+    }
+    for pod in world.pods.values() {
+        let (Some(old), Some(owner)) = (&pod.workload, &pod.owner) else { continue };
+        if world.workloads.contains_key(old) || heirs.contains_key(old) {
+            continue;
+        }
+        let mut of_owner = world.workloads.values().filter(|w| {
+            w.owner.as_ref() == Some(owner)
+                && w.key.namespace == pod.key.namespace
+                && w.replaces.is_some()
+                && !w.finished
+        });
+        if let (Some(heir), None) = (of_owner.next(), of_owner.next()) {
+            heirs.insert(old.clone(), heir.key.uid.clone());
+        }
+    }
+    heirs
+}
+
+impl Pass<'_> {
+    /// The uid under which a Workload's claims and pods go now.
+    pub(super) fn heir<'b>(&'b self, uid: &'b WorkloadUid) -> &'b WorkloadUid {
+        self.heirs.get(uid).unwrap_or(uid)
+    }
+
+    /// The uids that the pods of a workload may bear.
+    pub(super) fn labels_of(&self, uid: &WorkloadUid) -> BTreeSet<WorkloadUid> {
+        let heir = self.heir(uid);
+        let others = self.heirs.iter().filter(|(_, h)| *h == heir).map(|(old, _)| old);
+        others.chain([heir, uid]).cloned().collect()
+    }
+
+    /// Enters the claims of Workloads that have been replaced as their heirs', once these have quota: the pods that run on
+    /// them keep their slices. What the heir does not ask for, or what an earlier reservation has left, is released in its
+    /// own time.
+    pub(super) fn inherit(&mut self) {
+        for (old, heir) in &self.heirs {
+            let Some(heir) = self.world.workloads.get(heir).filter(|w| w.entitled()) else { continue };
+            let Some(Reservation { attempt, demand: Demand::Slices(demand), .. }) = &heir.reservation else {
+                continue;
+            };
+            let last = self.world.workloads.get(old).and_then(|w| w.reservation.as_ref()).map(|r| &r.attempt);
+            let wanted = |claim: &Claim| {
+                let pod_set = demand.iter().find(|pod_set| pod_set.name == claim.pod_set);
+                let each = pod_set.and_then(|pod_set| pod_set.slices.get(&claim.profile)).copied();
+                claim.workload.uid == *old
+                    && last.is_none_or(|last| *last == claim.attempt)
+                    && each.is_some_and(|each| each * claim.pods == claim.slices)
+            };
+            for book in self.books.values_mut() {
+                book.transfer_claims(wanted, &heir.key, attempt);
+            }
+        }
+    }
+}

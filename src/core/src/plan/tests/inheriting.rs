@@ -1,0 +1,124 @@
+use super::world::{HOLD, World, pod_set};
+use crate::geometry::tests::{a30, a100};
+use crate::id::{PodUid, WorkloadUid};
+use crate::node::SliceState;
+use crate::plan::Action;
+use crate::workload::{CheckState, Demand};
+
+fn one_running() -> (World, PodUid) {
+    let mut world = World::with_nodes(&[&[a100()]]);
+    world.submit("first", 1, &[("1g.10gb", 1)]);
+    world.settle();
+    let pod = world.create_pod("first");
+    world.snap.pods.get_mut(&pod).unwrap().owner = Some("job-uid".into());
+    world.settle();
+    (world, pod)
+}
+
+#[test]
+fn a_workload_that_replaces_another_takes_over_its_claims_and_pods() {
+    let (mut world, pod) = one_running();
+    let held = world.held[&pod].clone();
+    world.replace("first", "second", 2);
+    let reservation = world.workload_mut("second").reservation.as_mut().unwrap();
+    if let Demand::Slices(demand) = &mut reservation.demand {
+        demand[0].label = Some("first".into());
+    }
+    world.agents();
+    world.step();
+    world.agents();
+    let labels = world.step().into_iter().find_map(|action| match action {
+        Action::SetCheck { label, .. } => Some(label),
+        _ => None,
+    });
+    assert_eq!(labels, Some(vec![("main".into(), "first".into())]), "another label would be a conflict");
+    world.settle();
+    assert_eq!(world.claims("first"), [].into());
+    assert_eq!(world.claims("second"), [("n0".to_owned(), 3)].into());
+    assert_eq!(world.state("second"), CheckState::Ready);
+    assert_eq!(world.declared("n0").len(), 3, "the pod that runs keeps its slice; two are made");
+    // The template is as it was: new pods bear the old label.
+    let new = [world.create_pod("first"), world.create_pod("first")];
+    world.settle();
+    assert!(new.iter().all(|uid| world.pod(uid).node.is_some()));
+    assert_eq!(world.held[&pod], held);
+    assert!(world.plan().taken.is_empty(), "what its pods hold is covered by its claims");
+    world.create_pod("first");
+    world.settle();
+    assert_eq!(world.held.len(), 3, "one more than it has claims for stays gated");
+}
+
+#[test]
+fn claims_are_handed_on_over_several_replacements_even_of_workloads_that_are_gone() {
+    let (mut world, _) = one_running();
+    world.replace("first", "second", 1);
+    world.replace("second", "third", 1);
+    world.settle();
+    assert_eq!(world.claims("third"), [("n0".to_owned(), 3)].into());
+    // Only the label on the pods is left of the first two; their owner says whose they are.
+    world.snap.workloads.remove(&WorkloadUid::new("first"));
+    world.snap.workloads.remove(&WorkloadUid::new("second"));
+    world.settle();
+    assert_eq!(world.claims("third"), [("n0".to_owned(), 3)].into());
+    assert!(world.plan().taken.is_empty());
+}
+
+#[test]
+fn what_runs_on_is_not_released_while_the_successor_waits_for_room() {
+    let mut world = World::with_nodes(&[&[a30()]]);
+    world.submit("first", 1, &[("4g.24gb", 1)]);
+    world.settle();
+    let pod = world.create_pod("first");
+    world.settle();
+    world.replace("first", "second", 1);
+    world.settle();
+    assert_eq!(world.claims("second"), [("n0".to_owned(), 1)].into(), "what runs is claimed");
+    assert_eq!(world.state("second"), CheckState::Pending);
+    assert_eq!(world.mig("n0").slices[0].state, SliceState::InUse);
+    world.evict("second");
+    world.settle();
+    assert_eq!(world.claims("second"), [("n0".to_owned(), 1)].into(), "its pod lives");
+    world.end_pod(&pod);
+    let asked = world.plan().actions;
+    let labels = asked.iter().find_map(|a| match a {
+        Action::Confirm { labels, .. } => Some(labels.clone()),
+        _ => None,
+    });
+    let both = ["first", "second"].map(WorkloadUid::new).into();
+    assert_eq!(labels, Some(both), "pods are looked for under every label that they may bear");
+    world.settle();
+    assert_eq!(world.claims("second"), [].into());
+}
+
+#[test]
+fn what_the_successor_does_not_ask_for_is_given_back() {
+    let (mut world, pod) = one_running();
+    world.replace("first", "second", 1);
+    let other = Demand::Slices(vec![pod_set(1, &[("2g.20gb", 1)])]);
+    world.workload_mut("second").reservation.as_mut().unwrap().demand = other;
+    world.settle();
+    assert_eq!(world.claims("first"), [("n0".to_owned(), 1)].into(), "its pod lives");
+    world.end_pod(&pod);
+    world.settle();
+    assert_eq!(world.claims("first"), [].into());
+    assert_eq!(world.claims("second"), [("n0".to_owned(), 1)].into());
+}
+
+#[test]
+fn a_job_that_runs_is_not_killed_because_it_cannot_grow() {
+    let mut world = World::with_nodes(&[&[a30()]]);
+    world.submit("first", 1, &[("4g.24gb", 1)]);
+    world.settle();
+    world.create_pod("first");
+    world.settle();
+    world.replace("first", "second", 1);
+    world.create_pod("first");
+    world.pass_time(HOLD * 100);
+    world.settle();
+    let (state, message) = world.check("second");
+    assert_eq!(state, CheckState::Pending, "Kueue would suspend the job and kill what runs");
+    assert!(message.starts_with("Pod set main asks for 2 pods"), "{message}");
+    world.ask_for("second", |_| 1);
+    world.settle();
+    assert_eq!(world.state("second"), CheckState::Ready, "scaled down again, it has what it asks for");
+}
