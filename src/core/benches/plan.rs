@@ -22,7 +22,9 @@ use slicegate_core::plan::{Limits, Pod, PodKey, Snapshot, plan};
 use slicegate_core::profile::ProfileName;
 use slicegate_core::resources::Resources;
 use slicegate_core::time::Timestamp;
-use slicegate_core::workload::{Check, CheckState, Demand, PodSetDemand, Policy, Reservation, Workload};
+use slicegate_core::workload::{
+    Check, CheckState, Demand, Nodes, PodSetDemand, Policy, Reservation, Workload,
+};
 
 const NOW: Timestamp = Timestamp(1_000_000_000);
 const GPUS: usize = 8;
@@ -132,6 +134,8 @@ fn workload(i: usize, runs: bool) -> Workload {
         slices: BTreeMap::from([(profile(), 1)]),
         requests: requests(),
         constraints: Constraints::default(),
+        allowed: vec![Constraints::default()],
+        label: None,
         flavors: "flavor mig".to_owned(),
     };
     let check = Check {
@@ -155,6 +159,9 @@ fn workload(i: usize, runs: bool) -> Workload {
         finished: false,
         active: true,
         checks: vec![check],
+        nodes: Nodes::Given,
+        owner: Some(format!("job-{i}").into()),
+        replaces: None,
     }
 }
 
@@ -170,6 +177,8 @@ fn pod(i: usize, workload: &WorkloadKey) -> Pod {
         busy: false,
         workload: Some(workload.uid.clone()),
         pod_set: Some("main".into()),
+        owner: Some(format!("job-{i}").into()),
+        created: NOW,
         gated: false,
         queued: true,
         pinned: Some(node.to_string()),

@@ -27,47 +27,57 @@ impl Pass<'_> {
         for pod_set in demand {
             self.anchor(workload, attempt, pod_set);
         }
-        let before = self.books.clone();
+        let mut before = BTreeMap::new();
         for pod_set in demand {
-            let placed = self.place_pod_set(&workload.key, attempt, pod_set);
+            let placed = self.place_pod_set(&workload.key, attempt, pod_set, &mut before);
             if let Err(obstacle) = placed {
-                self.books = before;
+                self.books.append(&mut before);
                 return Err(obstacle);
             }
         }
         Ok(())
     }
 
+    /// Enters claims for the pods of a pod set that have none yet. `before` keeps the books that it changes as they were.
+
     fn place_pod_set(
         &mut self,
         key: &WorkloadKey,
         attempt: &Attempt,
         demand: &PodSetDemand,
+        before: &mut BTreeMap<NodeName, Ledger>,
     ) -> Result<(), Obstacle> {
         let missing = demand.pods.saturating_sub(self.pods_claimed(key, demand));
         if missing == 0 {
             return Ok(());
         }
         let nodes = self.admissible(demand)?;
-        let mut offers: BTreeMap<&NodeName, Result<(PodCost, Ledger), NoFit>> = BTreeMap::new();
+        let mut offers: BTreeMap<&NodeName, Result<PodCost, NoFit>> = BTreeMap::new();
         for _ in 0..missing {
+            let mut best: Option<(PodCost, &NodeName)> = None;
             for name in &nodes {
-                if !offers.contains_key(name) {
-                    offers.insert(name, self.books[name].try_pod(demand));
+                let offer = offers.entry(name).or_insert_with(|| self.books[name].quote(demand));
+                if let Ok(cost) = offer
+                    && best.is_none_or(|least| (*cost, name) < least)
+                {
+                    best = Some((*cost, name));
+                }
+                // Nothing is cheaper than what is there, and of equals the first is taken.
+                if best.is_some_and(|(cost, _)| cost == PodCost::default()) {
+                    break;
                 }
             }
-            let best = offers
-                .iter()
-                .filter_map(|(name, offer)| offer.as_ref().ok().map(|(cost, _)| (*cost, *name)))
-                .min()
-                .map(|(_, name)| name);
-            let Some(best) = best else {
+            let Some((_, best)) = best else {
                 let reasons = offers.into_values().filter_map(Result::err).collect();
                 return Err(self.no_room(demand, &nodes, &reasons));
             };
-            if let Some(Ok((_, mut book))) = offers.remove(best) {
-                book.claim_pod(key, attempt, demand);
-                self.books.insert(best.clone(), book);
+            offers.remove(best);
+            if let Some(book) = self.books.get_mut(best)
+                && let Ok((_, mut with_pod)) = book.try_pod(demand)
+            {
+                with_pod.claim_pod(key, attempt, demand);
+                let as_it_was = std::mem::replace(book, with_pod);
+                before.entry(best.clone()).or_insert(as_it_was);
             }
         }
         Ok(())
