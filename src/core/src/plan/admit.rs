@@ -15,7 +15,7 @@ use super::{Action, Pass};
 use crate::hands::{self, Hands};
 use crate::id::{Attempt, NodeName, PodSetName, WorkloadUid};
 use crate::ledger::Ledger;
-use crate::node::{Claim, Node, ObservedSlice, SliceState};
+use crate::node::{Claim, ObservedSlice, SliceState};
 use crate::profile::ProfileName;
 use crate::time::Timestamp;
 use crate::workload::{Check, CheckState, Demand, Nodes, PodSetDemand, Reservation, Workload};
@@ -78,6 +78,10 @@ impl Pass<'_> {
         }
         if passed {
             self.promise_more(workload, &reservation.attempt, promised);
+            // Nothing is left to be told; and what it has is promised already.
+            if runs {
+                return;
+            }
         }
         if self.schedulable(workload, reservation, demand, passed, promised) {
             let label = |p: &PodSetDemand| p.label.clone().unwrap_or_else(|| workload.key.uid.clone());
@@ -103,20 +107,13 @@ impl Pass<'_> {
         }
         let occupied: BTreeSet<NodeName> =
             self.live_pods(&workload.key).filter_map(|pod| self.whereabouts(pod)).collect();
-        let lost = |node: &Node| !self.fit_for_use(node);
-        let left: Vec<NodeName> = self
-            .books
-            .keys()
-            .filter(|name| !occupied.contains(*name) && self.world.nodes.get(*name).is_some_and(lost))
-            .cloned()
-            .collect();
-        for name in left {
-            let Some(book) = self.books.get_mut(&name) else { continue };
-            book.drop_claims(|c| c.workload.uid == workload.key.uid && c.attempt == *attempt);
+        let unfit: BTreeSet<NodeName> =
+            self.nodes_of(&workload.key.uid).filter(|name| self.unfit.contains(*name)).cloned().collect();
+        if !unfit.is_empty() {
+            let left = |name: &NodeName| !occupied.contains(name) && unfit.contains(name);
+            self.drop_claims_of(&workload.key.uid, |name, c| left(name) && c.attempt == *attempt);
         }
-        let lagging =
-            self.books.keys().filter_map(|n| self.world.nodes.get(n)?.mig.as_ref()?.lagging_since).min();
-        if let Some(since) = lagging {
+        if let Some(since) = self.lagging_since {
             self.recheck(since + self.limits.agent_silence);
         }
     }
@@ -151,9 +148,7 @@ impl Pass<'_> {
     /// in its own time.
     fn give_up(&mut self, workload: &Workload, attempt: &Attempt) {
         if !self.has_live_pods(&workload.key) {
-            for book in self.books.values_mut() {
-                book.drop_claims(|c| c.workload.uid == workload.key.uid && c.attempt == *attempt);
-            }
+            self.drop_claims_of(&workload.key.uid, |_, c| c.attempt == *attempt);
         }
     }
 
@@ -189,7 +184,8 @@ impl Pass<'_> {
     /// The nodes on which the workload has claims.
     pub(super) fn claimed_on(&self, workload: &Workload, demand: &[PodSetDemand]) -> String {
         let claimed = |book: &&Ledger| demand.iter().any(|p| book.pods_of(&workload.key.uid, &p.name) > 0);
-        let nodes: Vec<&str> = self.books.values().filter(claimed).map(|book| book.name.as_str()).collect();
+        let books = self.books_of(&workload.key.uid).map(|(_, book)| book);
+        let nodes: Vec<&str> = books.filter(claimed).map(|book| book.name.as_str()).collect();
         nodes.join(", ")
     }
 
@@ -201,14 +197,15 @@ impl Pass<'_> {
                     && pod_set.slices.keys().any(|profile| book.taken().contains_key(profile))
             })
         };
-        let nodes: Vec<&str> = self.books.values().filter(robbed).map(|book| book.name.as_str()).collect();
+        let books = self.books_of(&workload.key.uid).map(|(_, book)| book);
+        let nodes: Vec<&str> = books.filter(robbed).map(|book| book.name.as_str()).collect();
         (!nodes.is_empty()).then(|| nodes.join(", "))
     }
 
     /// Since when the agents have been at work on what a workload claims.
     pub(super) fn begun(&self, workload: &WorkloadUid) -> Timestamp {
         let mut begun = Timestamp::default();
-        for (name, book) in &self.books {
+        for (name, book) in self.books_of(workload) {
             let Some(mig) = self.world.nodes.get(name).and_then(|n| n.mig.as_ref()) else { continue };
             for claim in book.claims().iter().filter(|c| c.workload.uid == *workload) {
                 let unwritten = (!mig.confirmed.claims.contains(claim)).then_some(self.now);
@@ -236,7 +233,7 @@ impl Pass<'_> {
         let mut mine: BTreeMap<(NodeName, ProfileName), u32> = BTreeMap::new();
         for pod_set in demand {
             let mut pods = 0;
-            for node in self.world.nodes.values() {
+            for node in self.nodes_of(&workload.key.uid).filter_map(|name| self.world.nodes.get(name)) {
                 let Some(mig) = &node.mig else { continue };
                 let claims = mig.confirmed.claims.iter().filter(|c| {
                     c.workload.uid == workload.key.uid
@@ -317,7 +314,7 @@ impl Pass<'_> {
     /// slices for them are his.
     fn promise_more(&self, workload: &Workload, attempt: &Attempt, promised: &mut Promised) {
         let theirs = |claim: &&Claim| claim.workload.uid == workload.key.uid && claim.attempt == *attempt;
-        for (name, book) in &self.books {
+        for (name, book) in self.books_of(&workload.key.uid) {
             let confirmed =
                 self.world.nodes.get(name).and_then(|n| n.mig.as_ref()).map(|m| &m.confirmed.claims);
             for claim in book.claims().iter().filter(theirs) {

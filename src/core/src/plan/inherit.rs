@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Pass, Snapshot};
-use crate::id::WorkloadUid;
+use crate::id::{NodeName, WorkloadUid};
 use crate::node::Claim;
 use crate::workload::{Demand, Reservation, Workload};
 
@@ -86,7 +86,8 @@ impl Pass<'_> {
     /// them keep their slices. What the heir does not ask for, or what an earlier reservation has left, is released in its
     /// own time.
     pub(super) fn inherit(&mut self) {
-        for (old, heir) in &self.heirs {
+        let heirs = self.heirs.clone();
+        for (old, heir) in &heirs {
             let Some(heir) = self.world.workloads.get(heir).filter(|w| w.entitled()) else { continue };
             let Some(Reservation { attempt, demand: Demand::Slices(demand), .. }) = &heir.reservation else {
                 continue;
@@ -99,8 +100,12 @@ impl Pass<'_> {
                     && last.is_none_or(|last| *last == claim.attempt)
                     && each.is_some_and(|each| each * claim.pods == claim.slices)
             };
-            for book in self.books.values_mut() {
-                book.transfer_claims(wanted, &heir.key, attempt);
+            let nodes: Vec<NodeName> = self.nodes_of(old).cloned().collect();
+            for name in nodes {
+                if let Some(book) = self.books.get_mut(&name) {
+                    book.transfer_claims(wanted, &heir.key, attempt);
+                    self.note_claim(&heir.key.uid, &name);
+                }
             }
         }
     }
