@@ -46,6 +46,7 @@ component: build ## Agent against the NVML ABI, manifests, generated files
 
 cluster: build ## The operator on a real API server with a real Kueue
 	hack/cluster/build
+	hack/cluster/build frameworks
 	$(CARGO) test -p slicegate-rig --test rig -- --ignored
 	$(CARGO) test -p slicegate-rig --test cluster -- --test-threads=2
 

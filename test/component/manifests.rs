@@ -10,6 +10,7 @@ use k8s_openapi::api::admissionregistration::v1::{
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{Namespace, Pod, PodSpec, ServiceAccount};
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, Role, RoleBinding};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -120,6 +121,7 @@ fn no_manifest_has_a_field_that_its_type_does_not_know() {
                 "RoleBinding" => as_read::<RoleBinding>(&document),
                 "ClusterRole" => as_read::<ClusterRole>(&document),
                 "ClusterRoleBinding" => as_read::<ClusterRoleBinding>(&document),
+                "PodDisruptionBudget" => as_read::<PodDisruptionBudget>(&document),
                 "Deployment" => as_read::<Deployment>(&document),
                 "DaemonSet" => as_read::<DaemonSet>(&document),
                 "Job" => as_read::<Job>(&document),
@@ -144,7 +146,7 @@ fn as_read<T: DeserializeOwned + Serialize>(document: &Value) -> serde_json::Res
 }
 
 /// The fields of `document` that are not in `read`.
-fn lost(document: &Value, read: &Value, path: &str) -> Vec<String> {
+pub fn lost(document: &Value, read: &Value, path: &str) -> Vec<String> {
     match document {
         Value::Object(fields) => fields
             .iter()

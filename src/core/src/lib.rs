@@ -9,9 +9,11 @@
 //! * [`plan`]: the controller's decision.
 //! * [`agent`]: the node agent's decision.
 //! * [`tokens`]: the devices that the kubelet sees, and which slice each stands for.
+//! * [`election`]: which of several controllers leads.
 
 pub mod agent;
 pub mod constraints;
+pub mod election;
 pub mod geometry;
 pub mod hands;
 pub mod id;
