@@ -96,8 +96,8 @@ pub fn status(now: Timestamp, facts: &Facts<'_>, before: &MIGNodeStatus) -> MIGN
     }
 }
 
-/// Whether somebody may wait for what is new in a status: for a slice that has become Idle or Failed, or that a process holds
-/// without a pod, or for anything else that is seldom new. Nobody waits to hear that a slice is being made or taken
+/// Whether somebody may wait for what is new in a status: for a slice that has become Idle or Failed, or of which there
+/// is something odd to be told, or for anything else that is seldom new. Nobody waits to hear that a slice is being made or taken
 /// away, that a pod has come for its slice, or that a new `spec` has been taken up.
 pub fn is_awaited(before: Option<&MIGNodeStatus>, after: &MIGNodeStatus) -> bool {
     let Some(before) = before else { return true };
@@ -114,13 +114,12 @@ pub fn is_awaited(before: Option<&MIGNodeStatus>, after: &MIGNodeStatus) -> bool
                 && s.profile == slice.profile
                 && s.state == slice.state
         });
+        let odd = |s: &SliceStatus| (s.process, s.restart_pod, s.message.clone());
         match slice.state {
-            ApiState::Creating | ApiState::Draining => false,
-            ApiState::InUse => {
-                let odd = |s: &SliceStatus| (s.process, s.restart_pod, s.message.clone());
+            ApiState::Idle | ApiState::Failed => known != Some(slice),
+            ApiState::Creating | ApiState::InUse | ApiState::Draining => {
                 odd(slice) != known.map(odd).unwrap_or_default()
             }
-            ApiState::Idle | ApiState::Failed => known != Some(slice),
         }
     };
     after.slices.iter().any(is_new) || rest(before) != rest(after)
