@@ -203,7 +203,7 @@ pub struct ResourceFlavorSpec {
 }
 
 /// The part of `ClusterQueue.spec` that says what it lends and under which checks.
-#[derive(CustomResource, KubeSchema, Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(CustomResource, KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[kube(group = "kueue.x-k8s.io", version = "v1beta2", kind = "ClusterQueue")]
 #[serde(rename_all = "camelCase")]
 pub struct ClusterQueueSpec {
@@ -216,7 +216,7 @@ pub struct ClusterQueueSpec {
 }
 
 /// `ClusterQueue.spec.resourceGroups[]`.
-#[derive(KubeSchema, Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ResourceGroup {
     /// The resources.
@@ -228,7 +228,7 @@ pub struct ResourceGroup {
 }
 
 /// `ClusterQueue.spec.resourceGroups[].flavors[]`.
-#[derive(KubeSchema, Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct FlavorQuotas {
     /// The ResourceFlavor.
@@ -236,7 +236,7 @@ pub struct FlavorQuotas {
 }
 
 /// `ClusterQueue.spec.admissionChecksStrategy`.
-#[derive(KubeSchema, Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct AdmissionChecksStrategy {
     /// The checks, each once.
@@ -245,7 +245,7 @@ pub struct AdmissionChecksStrategy {
 }
 
 /// `ClusterQueue.spec.admissionChecksStrategy.admissionChecks[]`.
-#[derive(KubeSchema, Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct AdmissionCheckStrategyRule {
     /// The AdmissionCheck.

@@ -239,6 +239,7 @@ impl Index {
                 self.synced.insert("gate");
             }
             Update::Queue(change) => {
+                let before = self.queues.clone();
                 self.spread(
                     "ClusterQueue",
                     change,
@@ -249,7 +250,10 @@ impl Index {
                         s.queues.remove(&q.name_any());
                     },
                 );
-                self.convert_workloads();
+                // Kueue counts in its status all the time.
+                if self.queues != before {
+                    self.convert_workloads();
+                }
             }
         }
     }
