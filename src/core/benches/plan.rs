@@ -6,7 +6,7 @@
 //! | half new | every second one has just been given quota and is to be placed |
 //! | full | every slice of as many nodes as needed is in use, and as many workloads again wait for one |
 
-#![expect(clippy::disallowed_types, clippy::disallowed_methods, reason = "it measures time")]
+#![expect(clippy::disallowed_types, reason = "it measures time")]
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

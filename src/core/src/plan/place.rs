@@ -43,7 +43,6 @@ impl Pass<'_> {
     }
 
     /// Enters claims for the pods of a pod set that have none yet. `before` keeps the books that it changes as they were.
-
     fn place_pod_set(
         &mut self,
         key: &WorkloadKey,
