@@ -9,6 +9,8 @@
 //! * [`plan`]: the controller's decision.
 //! * [`agent`]: the node agent's decision.
 //! * [`tokens`]: the devices that the kubelet sees, and which slice each stands for.
+//!
+//! With the feature `sim`: a model of what surrounds them, for tests.
 
 pub mod agent;
 pub mod constraints;
@@ -21,6 +23,8 @@ pub mod placement;
 pub mod plan;
 pub mod profile;
 pub mod resources;
+#[cfg(any(test, feature = "sim"))]
+pub mod sim;
 pub mod time;
 pub mod tokens;
 pub mod workload;
