@@ -53,6 +53,19 @@ pub struct WorkloadStatus {
     /// The admission checks' verdicts.
     #[serde(default)]
     pub admission_checks: Vec<AdmissionCheckState>,
+    /// Pods that will not need their resources any more.
+    #[serde(default)]
+    pub reclaimable_pods: Vec<ReclaimablePod>,
+}
+
+/// `Workload.status.reclaimablePods[]`.
+#[derive(KubeSchema, Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ReclaimablePod {
+    /// The pod set.
+    pub name: String,
+    /// How many of its pods.
+    pub count: i32,
 }
 
 /// `Workload.status.admission`.
@@ -96,6 +109,23 @@ pub struct AdmissionCheckState {
     /// How often Kueue has retried; Kueue's own field.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry_count: Option<i32>,
+    /// What it wants of the pods of each pod set.
+    #[serde(default)]
+    pub pod_set_updates: Vec<PodSetUpdate>,
+}
+
+/// The part of `Workload.status.admissionChecks[].podSetUpdates[]` that says where pods may run.
+#[derive(KubeSchema, Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PodSetUpdate {
+    /// The pod set.
+    pub name: String,
+    /// Node labels that its pods will ask for.
+    #[serde(default)]
+    pub node_selector: BTreeMap<String, String>,
+    /// Tolerations that its pods will get.
+    #[serde(default)]
+    pub tolerations: Vec<Toleration>,
 }
 
 /// `CheckState`.
@@ -166,4 +196,57 @@ pub struct ResourceFlavorSpec {
     /// Its topology, when it is for Topology-Aware Scheduling.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub topology_name: Option<String>,
+}
+
+/// The part of `ClusterQueue.spec` that says what it lends and under which checks.
+#[derive(CustomResource, KubeSchema, Clone, Debug, Default, Serialize, Deserialize)]
+#[kube(group = "kueue.x-k8s.io", version = "v1beta2", kind = "ClusterQueue")]
+#[serde(rename_all = "camelCase")]
+pub struct ClusterQueueSpec {
+    /// What it lends.
+    #[serde(default)]
+    pub resource_groups: Vec<ResourceGroup>,
+    /// Its AdmissionChecks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub admission_checks_strategy: Option<AdmissionChecksStrategy>,
+}
+
+/// `ClusterQueue.spec.resourceGroups[]`.
+#[derive(KubeSchema, Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ResourceGroup {
+    /// The resources.
+    #[serde(default)]
+    pub covered_resources: Vec<String>,
+    /// The flavors in which they come.
+    #[serde(default)]
+    pub flavors: Vec<FlavorQuotas>,
+}
+
+/// `ClusterQueue.spec.resourceGroups[].flavors[]`.
+#[derive(KubeSchema, Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct FlavorQuotas {
+    /// The ResourceFlavor.
+    pub name: String,
+}
+
+/// `ClusterQueue.spec.admissionChecksStrategy`.
+#[derive(KubeSchema, Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AdmissionChecksStrategy {
+    /// The checks, each once.
+    #[serde(default)]
+    pub admission_checks: Vec<AdmissionCheckStrategyRule>,
+}
+
+/// `ClusterQueue.spec.admissionChecksStrategy.admissionChecks[]`.
+#[derive(KubeSchema, Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AdmissionCheckStrategyRule {
+    /// The AdmissionCheck.
+    pub name: String,
+    /// The flavors for which it is asked; all, when there are none.
+    #[serde(default)]
+    pub on_flavors: Vec<String>,
 }

@@ -8,7 +8,7 @@ use kube::ResourceExt;
 use slicegate_core::constraints::Constraints;
 use slicegate_core::workload::Policy;
 
-use crate::api::convert::workload::Checks;
+use crate::api::convert::workload::{Checks, Flavors, Queues};
 use crate::api::{SlicePolicy, SlicePolicySpec, SliceReuse, kueue, names};
 
 /// Condition type that Kueue looks at (`apis/kueue/v1beta2/admissioncheck_types.go`, `AdmissionCheckActive`).
@@ -33,6 +33,8 @@ pub struct Verdict {
 #[derive(Default)]
 pub struct Book {
     checks: BTreeMap<String, kueue::AdmissionCheck>,
+    /// Those of Kueue's ProvisioningRequest controller.
+    provisioning: BTreeSet<String>,
     policies: BTreeMap<String, SlicePolicySpec>,
     resolved: Checks,
 }
@@ -40,8 +42,16 @@ pub struct Book {
 impl Book {
     /// Takes in an AdmissionCheck, which may be another controller's.
     pub fn set_check(&mut self, check: kueue::AdmissionCheck) {
-        if check.spec.controller_name == names::CONTROLLER_NAME {
-            self.checks.insert(check.name_any(), check);
+        // The name may have been another controller's before.
+        self.forget_check(&check.name_any());
+        match check.spec.controller_name.as_str() {
+            names::CONTROLLER_NAME => {
+                self.checks.insert(check.name_any(), check);
+            }
+            names::PROVISIONING_CONTROLLER => {
+                self.provisioning.insert(check.name_any());
+            }
+            _ => {}
         }
         self.resolve();
     }
@@ -49,6 +59,7 @@ impl Book {
     /// Forgets an AdmissionCheck.
     pub fn forget_check(&mut self, name: &str) {
         self.checks.remove(name);
+        self.provisioning.remove(name);
         self.resolve();
     }
 
@@ -67,6 +78,7 @@ impl Book {
     /// Forgets all AdmissionChecks but these.
     pub fn retain_checks(&mut self, names: &BTreeSet<String>) {
         self.checks.retain(|name, _| names.contains(name));
+        self.provisioning.retain(|name| names.contains(name));
         self.resolve();
     }
 
@@ -81,6 +93,11 @@ impl Book {
         &self.resolved
     }
 
+    /// The AdmissionChecks of Kueue's ProvisioningRequest controller.
+    pub fn provisioning(&self) -> &BTreeSet<String> {
+        &self.provisioning
+    }
+
     /// How long unclaimed slices are kept: as long as any policy in use wants.
     pub fn idle_retention(&self) -> Option<Duration> {
         self.checks
@@ -91,10 +108,10 @@ impl Book {
     }
 
     /// The verdicts that differ from what the AdmissionChecks say.
-    pub fn stale(&self) -> Vec<Verdict> {
+    pub fn stale(&self, queues: &Queues, flavors: &Flavors) -> Vec<Verdict> {
         self.checks
             .values()
-            .map(|check| self.verdict(check))
+            .map(|check| self.verdict(check, &topologies(&check.name_any(), queues, flavors)))
             .filter(|verdict| {
                 let conditions = self.checks[&verdict.check].status.iter().flat_map(|s| &s.conditions);
                 !conditions.into_iter().any(|c| says(c, verdict))
@@ -111,9 +128,20 @@ impl Book {
         self.resolved = resolved;
     }
 
-    fn verdict(&self, check: &kueue::AdmissionCheck) -> Verdict {
+    fn verdict(&self, check: &kueue::AdmissionCheck, refused: &[String]) -> Verdict {
         let (active, reason, message) = match self.policy_of(check) {
-            Ok(_) => (true, "Active", "Slices are reserved for the workloads of this check.".to_owned()),
+            Ok(_) if refused.is_empty() => {
+                (true, "Active", "Slices are reserved for the workloads of this check.".to_owned())
+            }
+            // One flavor of one queue must not stop the others.
+            Ok(_) => {
+                let message = format!(
+                    "Slices are reserved for the workloads of this check, but not in {}: Topology-Aware Scheduling counts slices \
+                     that do not exist yet as zero; use flavors without topologyName for MIG.",
+                    refused.join(", ")
+                );
+                (true, "Active", message)
+            }
             Err(error) => (false, "BadParametersRef", error),
         };
         Verdict {
@@ -144,6 +172,23 @@ impl Book {
     }
 }
 
+/// The flavors with Topology-Aware Scheduling for which ClusterQueues ask a check, as people call them.
+fn topologies(check: &str, queues: &Queues, flavors: &Flavors) -> Vec<String> {
+    let mut found = Vec::new();
+    for (queue, spec) in queues {
+        let rules = spec.admission_checks_strategy.iter().flat_map(|strategy| &strategy.admission_checks);
+        let Some(rule) = rules.into_iter().find(|rule| rule.name == check) else { continue };
+        for flavor in spec.resource_groups.iter().flat_map(|group| &group.flavors).map(|f| &f.name) {
+            let asked = rule.on_flavors.is_empty() || rule.on_flavors.contains(flavor);
+            if asked && flavors.get(flavor).is_some_and(|f| f.topology_name.is_some()) {
+                found.push(format!("flavor {flavor} of ClusterQueue {queue}"));
+            }
+        }
+    }
+    found.dedup();
+    found
+}
+
 fn policy(spec: &SlicePolicySpec) -> Policy {
     Policy {
         hold: Duration::from_secs(u64::from(spec.hold_seconds)),
@@ -170,6 +215,45 @@ pub fn status(active: bool) -> &'static str {
 mod tests {
     use super::*;
 
+    fn stale(book: &Book) -> Vec<Verdict> {
+        book.stale(&Queues::new(), &Flavors::new())
+    }
+
+    #[test]
+    fn a_flavor_with_a_topology_is_refused_by_name_and_the_others_go_on() {
+        let mut book = Book::default();
+        book.set_check(check(None));
+        let flavor = |topology: Option<&str>| kueue::ResourceFlavorSpec {
+            topology_name: topology.map(str::to_owned),
+            ..kueue::ResourceFlavorSpec::default()
+        };
+        let flavors = [("plain", None), ("tas", Some("racks")), ("elsewhere", Some("racks"))];
+        let flavors: Flavors = flavors.into_iter().map(|(name, t)| (name.to_owned(), flavor(t))).collect();
+        let lends = |names: &[&str], on_flavors: &[&str]| kueue::ClusterQueueSpec {
+            resource_groups: vec![kueue::ResourceGroup {
+                flavors: names.iter().map(|n| kueue::FlavorQuotas { name: (*n).to_owned() }).collect(),
+                ..kueue::ResourceGroup::default()
+            }],
+            admission_checks_strategy: Some(kueue::AdmissionChecksStrategy {
+                admission_checks: vec![kueue::AdmissionCheckStrategyRule {
+                    name: "slicegate".to_owned(),
+                    on_flavors: on_flavors.iter().map(|n| (*n).to_owned()).collect(),
+                }],
+            }),
+        };
+        let mut queues = Queues::new();
+        queues.insert("careful".to_owned(), lends(&["plain", "elsewhere"], &["plain"]));
+        assert!(!book.stale(&queues, &flavors)[0].message.contains("Topology"), "not asked there");
+        queues.insert("racked".to_owned(), lends(&["plain", "tas"], &[]));
+        let verdict = book.stale(&queues, &flavors).remove(0);
+        assert!(verdict.active);
+        assert!(
+            verdict.message.contains("but not in flavor tas of ClusterQueue racked: Topology-Aware"),
+            "{}",
+            verdict.message
+        );
+    }
+
     fn check(parameters: Option<(&str, &str)>) -> kueue::AdmissionCheck {
         kueue::AdmissionCheck::new(
             "slicegate",
@@ -188,10 +272,10 @@ mod tests {
     fn a_missing_or_wrong_policy_makes_the_check_inactive_and_says_why() {
         let mut book = Book::default();
         book.set_check(check(None));
-        assert!(book.stale()[0].active, "defaults need no SlicePolicy");
+        assert!(stale(&book)[0].active, "defaults need no SlicePolicy");
 
         book.set_check(check(Some(("SlicePolicy", "absent"))));
-        let verdict = book.stale().remove(0);
+        let verdict = stale(&book).remove(0);
         assert!(!verdict.active);
         assert!(verdict.message.starts_with("SlicePolicy \"absent\" does not exist"), "{}", verdict.message);
         assert_eq!(book.policies()["slicegate"], None);
@@ -200,11 +284,11 @@ mod tests {
             "absent",
             SlicePolicySpec { hold_seconds: 7, ..SlicePolicySpec::default() },
         ));
-        assert!(book.stale()[0].active);
+        assert!(stale(&book)[0].active);
         assert_eq!(book.policies()["slicegate"].as_ref().unwrap().hold, Duration::from_secs(7));
 
         book.set_check(check(Some(("ConfigMap", "x"))));
-        assert!(book.stale()[0].message.contains("names a ConfigMap"));
+        assert!(stale(&book)[0].message.contains("names a ConfigMap"));
     }
 
     #[test]
@@ -212,7 +296,7 @@ mod tests {
         let mut book = Book::default();
         let mut check = check(None);
         book.set_check(check.clone());
-        let verdict = book.stale().remove(0);
+        let verdict = stale(&book).remove(0);
         check.status = Some(kueue::AdmissionCheckStatus {
             conditions: vec![Condition {
                 type_: ACTIVE.to_owned(),
@@ -224,7 +308,7 @@ mod tests {
             }],
         });
         book.set_check(check);
-        assert_eq!(book.stale(), []);
+        assert_eq!(stale(&book), []);
     }
 
     #[test]

@@ -16,6 +16,7 @@ use slicegate_core::time::Timestamp;
 use slicegate_core::workload::Workload;
 
 use super::checks::{self, Book};
+use crate::api::convert::workload::Surroundings;
 use crate::api::convert::{mig, node as host, pod, workload};
 use crate::api::{MIGNode, SlicePolicy, kueue, names};
 
@@ -48,10 +49,13 @@ pub enum Update {
     Policy(Change<SlicePolicy>),
     /// A ResourceFlavor.
     Flavor(Change<kueue::ResourceFlavor>),
+    /// A ClusterQueue.
+    Queue(Change<kueue::ClusterQueue>),
 }
 
 /// Kinds of which nothing may be decided before the first complete list has come.
-const KINDS: usize = 7;
+const KINDS: [&str; 8] =
+    ["Node", "MIGNode", "Pod", "Workload", "AdmissionCheck", "SlicePolicy", "ResourceFlavor", "ClusterQueue"];
 
 /// How many deleted pods are remembered: far more than are deleted while a list is being read.
 const DEAD: usize = 16_384;
@@ -90,6 +94,7 @@ pub struct Index {
     usage: BTreeMap<NodeName, Usage>,
     workloads: BTreeMap<WorkloadUid, Arc<kueue::Workload>>,
     flavors: workload::Flavors,
+    queues: workload::Queues,
     checks: Book,
     synced: BTreeSet<&'static str>,
     /// Pods that were deleted of late.
@@ -108,15 +113,12 @@ impl Index {
 
     /// Whether a complete list of every kind has been seen.
     pub fn synced(&self) -> bool {
-        self.synced.len() == KINDS
+        self.synced.len() == KINDS.len()
     }
 
     /// The kinds of which no complete list has been seen.
     pub fn waiting_for(&self) -> Vec<&'static str> {
-        ["Node", "MIGNode", "Pod", "Workload", "AdmissionCheck", "SlicePolicy", "ResourceFlavor"]
-            .into_iter()
-            .filter(|kind| !self.synced.contains(kind))
-            .collect()
+        KINDS.into_iter().filter(|kind| !self.synced.contains(kind)).collect()
     }
 
     /// The AdmissionChecks and SlicePolicies.
@@ -205,6 +207,19 @@ impl Index {
                 );
                 self.convert_workloads();
             }
+            Update::Queue(change) => {
+                self.spread(
+                    "ClusterQueue",
+                    change,
+                    |s, q| {
+                        s.queues.insert(q.name_any(), q.spec);
+                    },
+                    |s, q| {
+                        s.queues.remove(&q.name_any());
+                    },
+                );
+                self.convert_workloads();
+            }
         }
     }
 
@@ -262,7 +277,8 @@ impl Index {
             }
             "AdmissionCheck" => self.checks.retain_checks(names),
             "SlicePolicy" => self.checks.retain_policies(names),
-            _ => self.flavors.retain(|name, _| names.contains(name)),
+            "ResourceFlavor" => self.flavors.retain(|name, _| names.contains(name)),
+            _ => self.queues.retain(|name, _| names.contains(name)),
         }
     }
 
@@ -431,10 +447,13 @@ impl Index {
     }
 
     fn convert_workload(&mut self, uid: &WorkloadUid) {
-        let seen: Option<Workload> = self
-            .workloads
-            .get(uid)
-            .and_then(|w| workload::from_api(w, self.checks.policies(), &self.flavors));
+        let around = Surroundings {
+            checks: self.checks.policies(),
+            provisioning: self.checks.provisioning(),
+            flavors: &self.flavors,
+            queues: &self.queues,
+        };
+        let seen: Option<Workload> = self.workloads.get(uid).and_then(|w| workload::from_api(w, around));
         match seen {
             Some(mut workload) => {
                 workload.busy = self.busy_workloads.contains(uid);
@@ -509,6 +528,7 @@ impl Index {
     pub fn confirm(
         &mut self,
         workload: &WorkloadKey,
+        labels: &BTreeSet<WorkloadUid>,
         attempts: BTreeSet<Attempt>,
         version: u64,
         pods: &[Pod],
@@ -519,7 +539,8 @@ impl Index {
             .pods
             .iter()
             .filter(|(_, pod)| {
-                pod.workload.as_ref() == Some(&workload.uid) && pod.key.namespace == workload.namespace
+                let listed = pod.workload.as_ref().is_some_and(|label| labels.contains(label));
+                listed && pod.key.namespace == workload.namespace
             })
             .filter(|(uid, _)| !listed.contains(*uid))
             .filter(|(uid, _)| self.pods.get(*uid).is_none_or(|entry| entry.version <= version))
@@ -554,7 +575,7 @@ impl Index {
 
     /// The conditions of our AdmissionChecks that are not as they should be.
     pub fn stale_conditions(&self) -> Vec<checks::Verdict> {
-        self.checks.stale()
+        self.checks.stale(&self.queues, &self.flavors)
     }
 }
 

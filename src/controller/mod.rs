@@ -92,11 +92,18 @@ enum About {
     Spec(NodeName),
     Check { workload: WorkloadKey, transition: Option<Transition> },
     Pod(PodUid),
-    Confirm { workload: WorkloadKey, attempts: BTreeSet<Attempt>, answer: Option<(u64, Vec<Pod>)> },
+    Confirm { question: Question, answer: Option<(u64, Vec<Pod>)> },
     Active(String),
     Event(Notice),
     Mark(NodeName),
     Deletion(PodUid),
+}
+
+/// Whose pods are read again, and for the sake of which reservations.
+struct Question {
+    workload: WorkloadKey,
+    labels: BTreeSet<WorkloadUid>,
+    attempts: BTreeSet<Attempt>,
 }
 
 struct Transition {
@@ -148,7 +155,8 @@ async fn check_served(client: &Client) -> Result<(), Error> {
     served::<SlicePolicy>(client, &probe, OURS).await?;
     served::<kueue::Workload>(client, &probe, KUEUE).await?;
     served::<kueue::AdmissionCheck>(client, &probe, KUEUE).await?;
-    served::<kueue::ResourceFlavor>(client, &probe, KUEUE).await
+    served::<kueue::ResourceFlavor>(client, &probe, KUEUE).await?;
+    served::<kueue::ClusterQueue>(client, &probe, KUEUE).await
 }
 
 async fn served<K>(client: &Client, probe: &kube::api::ListParams, advice: &'static str) -> Result<(), Error>
@@ -177,6 +185,7 @@ async fn follow_all(client: Client, updates: mpsc::Sender<Update>) -> &'static s
         () = follow::<kueue::AdmissionCheck>(c(), Update::Check, u()) => "AdmissionChecks",
         () = follow::<SlicePolicy>(c(), Update::Policy, u()) => "SlicePolicies",
         () = follow::<kueue::ResourceFlavor>(c(), Update::Flavor, u()) => "ResourceFlavors",
+        () = follow::<kueue::ClusterQueue>(c(), Update::Queue, u()) => "ClusterQueues",
     }
 }
 
@@ -294,11 +303,11 @@ impl Controller {
                 self.metrics.write("pod", done.outcome);
                 self.index.end_steer(&uid);
             }
-            About::Confirm { workload, attempts, answer } => {
+            About::Confirm { question: Question { workload, labels, attempts }, answer } => {
                 self.metrics.write("confirm", done.outcome);
                 self.confirming.remove(&workload.uid);
                 if let Some((version, pods)) = answer {
-                    self.index.confirm(&workload, attempts, version, &pods);
+                    self.index.confirm(&workload, &labels, attempts, version, &pods);
                 }
             }
             About::Active(name) => {
@@ -398,14 +407,15 @@ impl Controller {
                     Done { about: About::Check { workload, transition }, outcome, update }
                 });
             }
-            Action::Confirm { workload, attempts } => {
+            Action::Confirm { workload, labels, attempts } => {
                 if !self.confirming.insert(workload.uid.clone()) {
                     return;
                 }
                 self.spawn(async move {
-                    let answer = writer.pods_of(&workload).await;
+                    let answer = writer.pods_of(&workload, &labels).await;
                     let outcome = if answer.is_some() { Outcome::Written } else { Outcome::Failed };
-                    Done { about: About::Confirm { workload, attempts, answer }, outcome, update: None }
+                    let question = Question { workload, labels, attempts };
+                    Done { about: About::Confirm { question, answer }, outcome, update: None }
                 });
             }
             Action::Steer { pod, expect, hostname } => {

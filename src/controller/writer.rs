@@ -1,7 +1,7 @@
 //! Carrying out the plan's actions. Each write states the precondition under which it is right; when that no longer holds,
 //! the object is read afresh and the plan decides anew.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{ObjectReference, Pod};
@@ -10,7 +10,7 @@ use kube::api::{DeleteParams, ListParams, Patch, PatchParams, Preconditions};
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use kube::{Api, Client, ResourceExt};
 use serde::Serialize;
-use slicegate_core::id::{NodeName, PodSetName, WorkloadKey};
+use slicegate_core::id::{NodeName, PodSetName, WorkloadKey, WorkloadUid};
 use slicegate_core::node::{NodeSpec, Version};
 use slicegate_core::plan::{Matter, Notice, PodKey, Subject};
 use slicegate_core::workload::CheckState;
@@ -144,10 +144,17 @@ impl Writer {
         self.finish("pod", &name, result, &api, Update::Pod, unchanged).await
     }
 
-    /// All the pods of a workload as the API server has them now, and the version of that answer.
-    pub async fn pods_of(&self, workload: &WorkloadKey) -> Option<(u64, Vec<Pod>)> {
+    /// All the pods of a workload, which may bear any of these labels, as the API server has them now, and the version of
+    /// that answer.
+    pub async fn pods_of(
+        &self,
+        workload: &WorkloadKey,
+        labels: &BTreeSet<WorkloadUid>,
+    ) -> Option<(u64, Vec<Pod>)> {
         let api: Api<Pod> = Api::namespaced(self.client.clone(), &workload.namespace);
-        let parameters = ListParams::default().labels(&format!("{}={}", names::WORKLOAD_LABEL, workload.uid));
+        let labels: Vec<&str> = labels.iter().map(WorkloadUid::as_str).collect();
+        let selector = format!("{} in ({})", names::WORKLOAD_LABEL, labels.join(","));
+        let parameters = ListParams::default().labels(&selector);
         match api.list(&parameters).await {
             Ok(list) => {
                 let version = list.metadata.resource_version.and_then(|v| v.parse().ok()).unwrap_or_default();

@@ -9,25 +9,42 @@ use slicegate_core::constraints::Constraints;
 use slicegate_core::id::{Attempt, PodSetName, WorkloadKey, WorkloadUid};
 use slicegate_core::profile::{ProfileName, RESOURCE_PREFIX};
 use slicegate_core::resources::Resources;
-use slicegate_core::workload::{Check, CheckState, Demand, PodSetDemand, Policy, Reservation, Workload};
+use slicegate_core::workload::{
+    Check, CheckState, Demand, Nodes, PodSetDemand, Policy, Reservation, Workload,
+};
 
 use super::{node, pod, timestamp};
-use crate::api::kueue;
+use crate::api::{kueue, names};
 
 /// The AdmissionChecks that are ours, by name, with their policy; `None` while that is missing or bad.
 pub type Checks = BTreeMap<String, Option<Policy>>;
 /// ResourceFlavors by name.
 pub type Flavors = BTreeMap<String, kueue::ResourceFlavorSpec>;
+/// ClusterQueues by name.
+pub type Queues = BTreeMap<String, kueue::ClusterQueueSpec>;
+
+/// What a Workload refers to.
+#[derive(Clone, Copy, Debug)]
+pub struct Surroundings<'a> {
+    /// The AdmissionChecks that are ours.
+    pub checks: &'a Checks,
+    /// The AdmissionChecks of Kueue's ProvisioningRequest controller.
+    pub provisioning: &'a BTreeSet<String>,
+    /// The ResourceFlavors.
+    pub flavors: &'a Flavors,
+    /// The ClusterQueues.
+    pub queues: &'a Queues,
+}
 
 /// A Workload as the plan sees it; `None` when it lists no check of ours.
-pub fn from_api(object: &kueue::Workload, checks: &Checks, flavors: &Flavors) -> Option<Workload> {
+pub fn from_api(object: &kueue::Workload, around: Surroundings<'_>) -> Option<Workload> {
     let status = object.status.clone().unwrap_or_default();
     let ours: Vec<Check> = status
         .admission_checks
         .iter()
         .filter_map(|entry| {
             Some(Check {
-                policy: checks.get(&entry.name)?.clone(),
+                policy: around.checks.get(&entry.name)?.clone(),
                 name: entry.name.clone(),
                 state: match entry.state {
                     kueue::CheckState::Pending => CheckState::Pending,
@@ -48,11 +65,13 @@ pub fn from_api(object: &kueue::Workload, checks: &Checks, flavors: &Flavors) ->
         condition("QuotaReserved").zip(status.admission.as_ref()).map(|(since, admission)| Reservation {
             attempt: attempt(since, admission),
             since: timestamp(&since.last_transition_time),
-            demand: demand(object, admission, flavors),
+            demand: demand(object, &status, admission, around),
         });
+    let finished = condition("Finished");
+    let namespace = object.namespace().unwrap_or_default();
     Some(Workload {
         key: WorkloadKey {
-            namespace: object.namespace().unwrap_or_default().into(),
+            namespace: namespace.as_str().into(),
             name: object.name_any().into(),
             uid: WorkloadUid::from(object.uid().unwrap_or_default()),
         },
@@ -61,10 +80,40 @@ pub fn from_api(object: &kueue::Workload, checks: &Checks, flavors: &Flavors) ->
         reservation,
         admitted: condition("Admitted").is_some(),
         evicted: condition("Evicted").is_some(),
-        finished: condition("Finished").is_some(),
+        finished: finished.is_some(),
         active: object.spec.active != Some(false) && object.metadata.deletion_timestamp.is_none(),
         checks: ours,
+        nodes: nodes(&status, around.provisioning),
+        owner: object
+            .owner_references()
+            .iter()
+            .find(|o| o.controller == Some(true))
+            .map(|o| o.uid.as_str().into()),
+        replaces: object
+            .annotations()
+            .get(names::REPLACEMENT_FOR)
+            .and_then(|key| key.split_once('/'))
+            .filter(|(of, _)| *of == namespace)
+            .map(|(_, name)| name.into()),
+        replaced: finished.is_some_and(|c| c.reason == names::REPLACED),
     })
+}
+
+/// How far the checks are that bring nodes. They are waited for even if some nodes are there already: only then is it known
+/// which nodes the pods will ask for.
+fn nodes(status: &kueue::WorkloadStatus, provisioning: &BTreeSet<String>) -> Nodes {
+    let mut nodes = Nodes::Given;
+    for entry in status.admission_checks.iter().filter(|entry| provisioning.contains(&entry.name)) {
+        if entry.state != kueue::CheckState::Ready {
+            return Nodes::Awaited(entry.name.clone());
+        }
+        let since = timestamp(&entry.last_transition_time);
+        nodes = match nodes {
+            Nodes::Brought(other) => Nodes::Brought(since.max(other)),
+            _ => Nodes::Brought(since),
+        };
+    }
+    nodes
 }
 
 /// Time and content of the reservation: Kueue gives it no name, and two of them can be made within one second.
@@ -77,7 +126,12 @@ fn attempt(since: &Condition, admission: &kueue::Admission) -> Attempt {
 }
 
 /// What the workload asks for: from the templates and the admitted counts, since `resourceUsage` may have been transformed.
-fn demand(object: &kueue::Workload, admission: &kueue::Admission, flavors: &Flavors) -> Demand {
+fn demand(
+    object: &kueue::Workload,
+    status: &kueue::WorkloadStatus,
+    admission: &kueue::Admission,
+    around: Surroundings<'_>,
+) -> Demand {
     let mut pod_sets = Vec::new();
     for pod_set in &object.spec.pod_sets {
         let spec = pod_set.template.spec.clone().unwrap_or_default();
@@ -86,15 +140,16 @@ fn demand(object: &kueue::Workload, admission: &kueue::Admission, flavors: &Flav
             Err(error) => return Demand::Invalid(format!("Pod set {}: {error}", pod_set.name)),
         };
         let assignment = admission.pod_set_assignments.iter().find(|a| a.name == pod_set.name);
-        let count = assignment.and_then(|a| a.count).unwrap_or(pod_set.count);
-        let pods = u32::try_from(count).unwrap_or(0);
-        if slices.is_empty() || pods == 0 {
+        // Fewer than asked for when admission was partial, fewer than admitted when the job has been scaled down since.
+        let admitted = assignment.and_then(|a| a.count).map_or(pod_set.count, |n| n.min(pod_set.count));
+        if slices.is_empty() || admitted <= 0 {
             continue;
         }
+        let done = status.reclaimable_pods.iter().find(|r| r.name == pod_set.name).map_or(0, |r| r.count);
         let assigned: BTreeSet<&String> = assignment.iter().flat_map(|a| a.flavors.values()).collect();
         let mut constraints = constraints(&spec);
         for name in &assigned {
-            let Some(flavor) = flavors.get(*name) else {
+            let Some(flavor) = around.flavors.get(*name) else {
                 return Demand::Unknown(format!("ResourceFlavor {name} does not exist."));
             };
             if flavor.topology_name.is_some() {
@@ -106,17 +161,42 @@ fn demand(object: &kueue::Workload, admission: &kueue::Admission, flavors: &Flav
             constraints.node_selector.extend(flavor.node_labels.clone());
             constraints.tolerations.extend(flavor.tolerations.iter().filter_map(node::toleration));
         }
+        let others = status.admission_checks.iter().filter(|entry| !around.checks.contains_key(&entry.name));
+        for update in others.flat_map(|entry| &entry.pod_set_updates).filter(|u| u.name == pod_set.name) {
+            constraints.node_selector.extend(update.node_selector.clone());
+            constraints.tolerations.extend(update.tolerations.iter().filter_map(node::toleration));
+        }
         let names = assigned.iter().map(|n| n.as_str()).collect::<Vec<_>>().join(", ");
         pod_sets.push(PodSetDemand {
             name: PodSetName::from(pod_set.name.as_str()),
-            pods,
+            pods: u32::try_from(admitted.saturating_sub(done)).unwrap_or(0),
             slices,
             requests,
             constraints,
+            allowed: allowed(status, &assigned, around.queues.get(&admission.cluster_queue), around.checks),
             flavors: format!("flavor{} {names}", if assigned.len() == 1 { "" } else { "s" }),
         });
     }
     Demand::Slices(pod_sets)
+}
+
+/// The nodes that the policies allow of those of our checks that the ClusterQueue asks about the assigned flavors.
+fn allowed(
+    status: &kueue::WorkloadStatus,
+    assigned: &BTreeSet<&String>,
+    queue: Option<&kueue::ClusterQueueSpec>,
+    checks: &Checks,
+) -> Vec<Constraints> {
+    let rules = queue.and_then(|queue| queue.admission_checks_strategy.as_ref()).map(|s| &s.admission_checks);
+    let covers = |name: &str| {
+        let rule = rules.into_iter().flatten().find(|rule| rule.name == name);
+        rule.is_none_or(|rule| {
+            rule.on_flavors.is_empty() || rule.on_flavors.iter().any(|flavor| assigned.contains(flavor))
+        })
+    };
+    let entries = status.admission_checks.iter().filter(|entry| covers(&entry.name));
+    let policies = entries.filter_map(|entry| checks.get(&entry.name)?.as_ref());
+    policies.map(|policy| policy.nodes.clone()).collect()
 }
 
 /// Slices by profile, and everything else, that one pod asks for.
@@ -152,5 +232,129 @@ fn constraints(spec: &PodSpec) -> Constraints {
         node_selector: spec.node_selector.clone().unwrap_or_default(),
         affinity: required.map(|r| r.node_selector_terms.iter().map(node::term).collect()),
         tolerations: spec.tolerations.iter().flatten().filter_map(node::toleration).collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn policy(pool: &str) -> Policy {
+        let node_selector = [("pool".to_owned(), pool.to_owned())].into();
+        Policy { nodes: Constraints { node_selector, ..Constraints::default() }, ..Policy::default() }
+    }
+
+    /// The Workload of this status, around which are checks `mig` and `other` of ours, `prov` of the ProvisioningRequest
+    /// controller, flavors `a` and `b`, and ClusterQueue `gpus`, which asks `other` about flavor `b` only.
+    fn read(annotations: &str, status: &str) -> Workload {
+        let object: kueue::Workload = serde_saphyr::from_str(&format!(
+            r"
+apiVersion: kueue.x-k8s.io/v1beta2
+kind: Workload
+metadata:
+  name: second
+  namespace: team
+  uid: u2
+  resourceVersion: '7'
+  annotations: {annotations}
+  ownerReferences: [{{apiVersion: batch/v1, kind: Job, name: job, uid: job-uid, controller: true}}]
+spec:
+  podSets:
+  - name: main
+    count: 3
+    template: {{spec: {{containers: [{{name: c, resources: {{limits: {{nvidia.com/mig-1g.10gb: 1}}}}}}]}}}}
+status:
+  admission:
+    clusterQueue: gpus
+    podSetAssignments: [{{name: main, count: 4, flavors: {{nvidia.com/mig-1g.10gb: a}}}}]
+{status}"
+        ))
+        .unwrap();
+        let checks = [("mig", policy("one")), ("other", policy("two"))];
+        let checks = checks.map(|(name, policy)| (name.to_owned(), Some(policy))).into();
+        let flavor = |name: &str| {
+            let node_labels = [("model".to_owned(), name.to_owned())].into();
+            (name.to_owned(), kueue::ResourceFlavorSpec { node_labels, ..Default::default() })
+        };
+        let rule =
+            kueue::AdmissionCheckStrategyRule { name: "other".to_owned(), on_flavors: vec!["b".to_owned()] };
+        let strategy = kueue::AdmissionChecksStrategy { admission_checks: vec![rule] };
+        let queue =
+            kueue::ClusterQueueSpec { admission_checks_strategy: Some(strategy), ..Default::default() };
+        let around = Surroundings {
+            checks: &checks,
+            provisioning: &["prov".to_owned()].into(),
+            flavors: &["a", "b"].map(flavor).into(),
+            queues: &[("gpus".to_owned(), queue)].into(),
+        };
+        from_api(&object, around).unwrap()
+    }
+
+    const RESERVED: &str = "  - {type: QuotaReserved, status: 'True', reason: x, message: '', lastTransitionTime: '2026-01-01T00:00:10Z'}\n";
+
+    fn entry(name: &str, state: &str) -> String {
+        format!("  - {{name: {name}, state: {state}, message: '', lastTransitionTime: '2026-01-01T00:00:20Z'")
+    }
+
+    fn main_of(workload: &Workload) -> PodSetDemand {
+        workload.demand_of(&"main".into()).unwrap().clone()
+    }
+
+    #[test]
+    fn fewer_pods_count_than_were_admitted_once_a_job_is_smaller_or_some_are_done() {
+        let mig = entry("mig", "Pending");
+        let status = |more: &str| format!("  conditions:\n{RESERVED}  admissionChecks:\n{mig}}}\n{more}");
+        assert_eq!(main_of(&read("{}", &status(""))).pods, 3, "the job has been scaled down from four");
+        let workload = read("{}", &status("  reclaimablePods: [{name: main, count: 2}]"));
+        assert_eq!(main_of(&workload).pods, 1);
+        let workload = read("{}", &status("  reclaimablePods: [{name: main, count: 3}]"));
+        assert_eq!(main_of(&workload).pods, 0, "none is needed, but what runs is still known");
+    }
+
+    #[test]
+    fn what_replaces_what_is_read_from_annotation_and_reason() {
+        let mig = entry("mig", "Pending");
+        let annotation = format!("{{{}: team/first}}", names::REPLACEMENT_FOR);
+        let workload = read(&annotation, &format!("  conditions:\n{RESERVED}  admissionChecks:\n{mig}}}\n"));
+        assert_eq!(workload.replaces.as_deref(), Some("first"));
+        assert_eq!(workload.owner.as_deref(), Some("job-uid"));
+        assert!(!workload.replaced);
+        let foreign = format!("{{{}: elsewhere/first}}", names::REPLACEMENT_FOR);
+        let finished = "  - {type: Finished, status: 'True', reason: WorkloadSliceReplaced, message: '', \
+                        lastTransitionTime: '2026-01-01T00:00:10Z'}\n";
+        let status = format!("  conditions:\n{RESERVED}{finished}  admissionChecks:\n{mig}}}\n");
+        let workload = read(&foreign, &status);
+        assert_eq!(workload.replaces, None, "another namespace's claims are not to be had");
+        assert!(workload.replaced && workload.finished);
+    }
+
+    #[test]
+    fn nodes_are_awaited_until_every_provisioning_check_is_ready() {
+        let (mig, waiting, brought) =
+            (entry("mig", "Pending"), entry("prov", "Pending"), entry("prov", "Ready"));
+        let status =
+            |check: &str| format!("  conditions:\n{RESERVED}  admissionChecks:\n{mig}}}\n{check}}}\n");
+        assert_eq!(read("{}", &status(&waiting)).nodes, Nodes::Awaited("prov".to_owned()));
+        let workload = read("{}", &status(&brought));
+        let since = workload.reservation.as_ref().unwrap().since;
+        assert_eq!(workload.nodes, Nodes::Brought(since + Duration::from_secs(10)));
+    }
+
+    #[test]
+    fn what_other_checks_want_of_the_pods_is_honoured_and_ours_only_where_the_queue_asks() {
+        let (mig, other) = (entry("mig", "Pending"), entry("other", "Pending"));
+        let prov = format!(
+            "{}, podSetUpdates: [{{name: main, nodeSelector: {{fresh: 'yes'}}, tolerations: [{{key: new, operator: Exists}}]}}, \
+             {{name: else, nodeSelector: {{x: y}}}}]",
+            entry("prov", "Ready")
+        );
+        let status = format!("  conditions:\n{RESERVED}  admissionChecks:\n{mig}}}\n{other}}}\n{prov}}}\n");
+        let demand = main_of(&read("{}", &status));
+        let wanted = [("fresh", "yes"), ("model", "a")].map(|(k, v)| (k.to_owned(), v.to_owned()));
+        assert_eq!(demand.constraints.node_selector, wanted.into());
+        assert_eq!(demand.constraints.tolerations.len(), 1);
+        assert_eq!(demand.allowed, [policy("one").nodes], "the other check is about flavor b");
     }
 }

@@ -250,12 +250,14 @@ impl Ledger {
 
     /// Pods of a pod set that have a claim here.
     pub fn pods_of(&self, workload: &WorkloadUid, pod_set: &PodSetName) -> u32 {
-        self.claims
-            .iter()
-            .filter(|c| c.workload.uid == *workload && c.pod_set == *pod_set)
-            .map(|c| c.pods)
-            .max()
-            .unwrap_or(0)
+        let theirs = self.claims.iter().filter(|c| c.workload.uid == *workload && c.pod_set == *pod_set);
+        theirs.map(|c| c.pods).max().unwrap_or(0)
+    }
+
+    /// Pods of a pod set that have a claim of this reservation here.
+    pub fn pods_within(&self, workload: &WorkloadUid, attempt: &Attempt, pod_set: &PodSetName) -> u32 {
+        let theirs = self.claims.iter().filter(|c| c.workload.uid == *workload && c.pod_set == *pod_set);
+        theirs.filter(|c| c.attempt == *attempt).map(|c| c.pods).max().unwrap_or(0)
     }
 
     /// Takes cpu, memory and pod slots of `pods` pods out of what is free.
@@ -274,6 +276,61 @@ impl Ledger {
         }
         self.note_taken();
         dropped
+    }
+
+    /// Takes pods out of the claims of a pod set, with the slices that they would have had.
+    pub fn unclaim_pods(
+        &mut self,
+        workload: &WorkloadUid,
+        attempt: &Attempt,
+        pod_set: &PodSetName,
+        pods: u32,
+    ) {
+        let theirs =
+            |c: &Claim| c.workload.uid == *workload && c.attempt == *attempt && c.pod_set == *pod_set;
+        if pods == 0 {
+            return;
+        }
+        for claim in self.claims.iter_mut().filter(|claim| theirs(claim) && claim.pods > 0) {
+            let each = claim.slices / claim.pods;
+            let pods = pods.min(claim.pods);
+            claim.pods -= pods;
+            claim.slices -= each * pods;
+            if let Some(count) = self.claimed.get_mut(&claim.profile) {
+                *count = count.saturating_sub(each * pods);
+            }
+        }
+        self.claims.retain(|claim| claim.pods > 0 || !theirs(claim));
+        self.note_taken();
+    }
+
+    /// Enters all claims of one workload as another's.
+    pub fn transfer_claims(&mut self, from: &WorkloadUid, to: &WorkloadKey, attempt: &Attempt) {
+        let (theirs, kept): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.claims).into_iter().partition(|c| c.workload.uid == *from);
+        self.claims = kept;
+        for mut claim in theirs {
+            claim.workload = to.clone();
+            claim.attempt = attempt.clone();
+            self.enter_claim(claim);
+        }
+        self.note_taken();
+    }
+
+    fn enter_claim(&mut self, claim: Claim) {
+        let existing = self.claims.iter_mut().find(|c| {
+            c.workload.uid == claim.workload.uid
+                && c.attempt == claim.attempt
+                && c.pod_set == claim.pod_set
+                && c.profile == claim.profile
+        });
+        match existing {
+            Some(existing) => {
+                existing.slices += claim.slices;
+                existing.pods += claim.pods;
+            }
+            None => self.claims.push(claim),
+        }
     }
 
     /// Makes the slices that claims count on and `spec` lacks, where there is room, and lets go of broken slices once there
@@ -350,26 +407,14 @@ impl Ledger {
     /// Enters one more pod into the claims of a pod set, its slices having been taken.
     pub fn claim_pod(&mut self, workload: &WorkloadKey, attempt: &Attempt, demand: &PodSetDemand) {
         for (profile, slices) in &demand.slices {
-            let existing = self.claims.iter_mut().find(|c| {
-                c.workload.uid == workload.uid
-                    && c.attempt == *attempt
-                    && c.pod_set == demand.name
-                    && c.profile == *profile
+            self.enter_claim(Claim {
+                workload: workload.clone(),
+                attempt: attempt.clone(),
+                pod_set: demand.name.clone(),
+                profile: profile.clone(),
+                slices: *slices,
+                pods: 1,
             });
-            match existing {
-                Some(claim) => {
-                    claim.slices += slices;
-                    claim.pods += 1;
-                }
-                None => self.claims.push(Claim {
-                    workload: workload.clone(),
-                    attempt: attempt.clone(),
-                    pod_set: demand.name.clone(),
-                    profile: profile.clone(),
-                    slices: *slices,
-                    pods: 1,
-                }),
-            }
         }
         self.note_taken();
     }

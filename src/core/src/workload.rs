@@ -1,6 +1,8 @@
 //! Workloads as the plan sees them: what they ask for, how far Kueue is with them, what our check says.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
 
 use crate::constraints::Constraints;
 use crate::id::{Attempt, PodSetName, WorkloadKey};
@@ -13,7 +15,8 @@ use crate::time::Timestamp;
 pub struct PodSetDemand {
     /// Its name within the Workload.
     pub name: PodSetName,
-    /// How many pods Kueue has admitted (`podSetAssignments[].count`).
+    /// How many pods may still run: those that Kueue has admitted (`podSetAssignments[].count`), or fewer once the job is
+    /// scaled down (`spec.podSets[].count`), without those that will need nothing any more (`status.reclaimablePods`).
     pub pods: u32,
     /// Slices of each profile that one pod needs.
     pub slices: BTreeMap<ProfileName, u32>,
@@ -21,6 +24,8 @@ pub struct PodSetDemand {
     pub requests: Resources,
     /// Where the pods may run.
     pub constraints: Constraints,
+    /// Which nodes the policies of its checks allow: what all of them select.
+    pub allowed: Vec<Constraints>,
     /// The flavors that Kueue assigned, for messages.
     pub flavors: String,
 }
@@ -79,9 +84,9 @@ pub struct Check {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Policy {
     /// How long a workload that fits nowhere keeps its quota before its first Retry.
-    pub hold: std::time::Duration,
+    pub hold: Duration,
     /// What the hold, doubled at each Retry, never exceeds.
-    pub max_hold: std::time::Duration,
+    pub max_hold: Duration,
     /// Which nodes the check may use, beyond what flavors and pods say.
     pub nodes: Constraints,
     /// Whether slices of these nodes may go from one pod to the next as they are.
@@ -91,14 +96,14 @@ pub struct Policy {
 impl Default for Policy {
     /// That of a check without parameters; the API's defaults (`SlicePolicy`).
     fn default() -> Self {
-        let seconds = std::time::Duration::from_secs;
+        let seconds = Duration::from_secs;
         Self { hold: seconds(60), max_hold: seconds(960), nodes: Constraints::default(), reuse: true }
     }
 }
 
 impl Policy {
     /// How long a workload that fits nowhere keeps its quota, having been retried so often before.
-    pub fn hold_after(&self, retries: u32) -> std::time::Duration {
+    pub fn hold_after(&self, retries: u32) -> Duration {
         self.hold.saturating_mul(2_u32.saturating_pow(retries.min(31))).min(self.max_hold.max(self.hold))
     }
 }
@@ -125,9 +130,50 @@ pub struct Workload {
     pub active: bool,
     /// Our entries in `status.admissionChecks`.
     pub checks: Vec<Check>,
+    /// How far Kueue's ProvisioningRequest checks are that it lists, too.
+    pub nodes: Nodes,
+    /// What owns it: the job, whose pods are its pods.
+    pub owner: Option<Arc<str>>,
+    /// The name of the Workload whose quota and pods it takes over (`kueue.x-k8s.io/workload-slice-replacement-for`): an elastic
+    /// job has been scaled up.
+    pub replaces: Option<Arc<str>>,
+    /// `Finished` because another has taken over its pods (reason `WorkloadSliceReplaced`).
+    pub replaced: bool,
+}
+
+/// Whether nodes are still being brought for a workload.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Nodes {
+    /// Nobody brings any: those that there are have to do.
+    #[default]
+    Given,
+    /// This AdmissionCheck has not said yet that they are there.
+    Awaited(String),
+    /// They are there, or about to register, since then.
+    Brought(Timestamp),
 }
 
 impl Workload {
+    /// Until when it keeps its quota though it fits nowhere: the shortest that one of its policies grants. Nodes that have been
+    /// brought for it are given the longest, since they may still have drivers to install, and giving up would send them away.
+    pub fn held_until(&self, reservation: &Reservation) -> Timestamp {
+        let retries = self.checks.iter().map(|c| c.retry_count).max().unwrap_or(0);
+        let policies = || self.checks.iter().filter_map(|c| c.policy.as_ref());
+        let default = Policy::default();
+        let shortest =
+            |hold: &dyn Fn(&Policy) -> Duration| policies().map(hold).min().unwrap_or(hold(&default));
+        match self.nodes {
+            Nodes::Brought(at) => at.max(reservation.since) + shortest(&|p| p.max_hold.max(p.hold)),
+            Nodes::Given | Nodes::Awaited(_) => reservation.since + shortest(&|p| p.hold_after(retries)),
+        }
+    }
+
+    /// How long one of its pods may wait for a slice after admission before the whole of it is queued again.
+    pub fn patience(&self) -> Duration {
+        let holds = self.checks.iter().filter_map(|c| c.policy.as_ref()).map(|p| p.hold);
+        holds.min().unwrap_or(Policy::default().hold)
+    }
+
     /// Whether it still has a right to what it has claimed: quota, and work to do.
     pub fn entitled(&self) -> bool {
         self.reservation.is_some() && !self.finished

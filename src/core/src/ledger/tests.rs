@@ -62,6 +62,7 @@ fn demand(slices: &[(&str, u32)]) -> PodSetDemand {
         slices: slices.iter().map(|(p, n)| (p.parse().unwrap(), *n)).collect(),
         requests: [("cpu", 1000)].into_iter().collect(),
         constraints: Constraints::default(),
+        allowed: Vec::new(),
         flavors: "flavor mig".to_owned(),
     }
 }

@@ -6,7 +6,7 @@
 //! | Pending | complete and schedulable | Ready |
 //! | Pending | complete, slices not there yet | wait; say what for when it takes long |
 //! | Ready, not admitted | incomplete, or slices lost | Pending, then as above |
-//! | Ready, admitted | incomplete | place; impossible: Retry |
+//! | Ready, admitted | incomplete, or on a node that is lost, and a pod waits | place; impossible: Retry after the hold |
 //! | Retry, Rejected | any | nothing: Kueue resets the check first |
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -18,7 +18,7 @@ use crate::ledger::Ledger;
 use crate::node::{Node, ObservedSlice, SliceState};
 use crate::profile::ProfileName;
 use crate::time::Timestamp;
-use crate::workload::{Check, CheckState, Demand, PodSetDemand, Policy, Reservation, Workload};
+use crate::workload::{Check, CheckState, Demand, Nodes, PodSetDemand, Reservation, Workload};
 
 /// What Ready says: it never changes while the check stays Ready.
 pub const READY: &str = "Slices reserved and ready.";
@@ -43,27 +43,37 @@ impl Pass<'_> {
         }
         // What runs keeps running, whatever becomes of the policy or the flavor that let it in.
         let runs = workload.admitted;
+        let passed = workload.checks.iter().all(|c| c.state == CheckState::Ready);
         let demand = match &reservation.demand {
             Demand::Unknown(_) | Demand::Invalid(_) if runs => return,
             Demand::Slices(demand) => demand,
-            Demand::Unknown(reason) => return self.tell(workload, CheckState::Pending, reason),
+            Demand::Unknown(reason) => return self.turn_away(workload, reservation, passed, reason),
             Demand::Invalid(reason) => return self.tell(workload, CheckState::Rejected, reason),
         };
         if demand.is_empty() {
             return self.tell(workload, CheckState::Ready, "No MIG slices asked for.");
         }
-        let policy = workload.checks.iter().find_map(|c| c.policy.clone());
-        let Some(policy) = policy.or_else(|| runs.then(Policy::default)) else {
-            return self.tell(
+        if !runs && workload.checks.iter().any(|c| c.policy.is_none()) {
+            return self.turn_away(
                 workload,
-                CheckState::Pending,
+                reservation,
+                passed,
                 "The AdmissionCheck is not active; see its Active condition.",
             );
-        };
-        self.leave_silent_nodes(workload, &reservation.attempt);
-        let passed = workload.checks.iter().all(|c| c.state == CheckState::Ready);
-        if let Err(obstacle) = self.place(workload, &reservation.attempt, demand, &policy) {
-            return self.turn_away(workload, reservation, &policy, passed, &obstacle.0);
+        }
+        if let Nodes::Awaited(check) = &workload.nodes
+            && !runs
+        {
+            let message = format!("Waiting for AdmissionCheck {check} to bring nodes.");
+            return self.tell(workload, CheckState::Pending, &message);
+        }
+        if runs {
+            self.leave_lost_nodes(workload, demand);
+        } else {
+            self.leave_silent_nodes(workload, &reservation.attempt);
+        }
+        if let Err(obstacle) = self.place(workload, &reservation.attempt, demand) {
+            return self.turn_away(workload, reservation, passed, &obstacle.0);
         }
         if self.schedulable(workload, reservation, demand, passed, promised) {
             let label: Vec<PodSetName> = demand.iter().map(|p| p.name.clone()).collect();
@@ -77,7 +87,7 @@ impl Pass<'_> {
             };
             self.tell(workload, CheckState::Pending, &message);
         } else if !passed {
-            self.wait_for_slices(workload, reservation, demand, &policy);
+            self.wait_for_slices(workload, reservation, demand);
         }
     }
 
@@ -106,24 +116,18 @@ impl Pass<'_> {
         }
     }
 
-    fn turn_away(
-        &mut self,
-        workload: &Workload,
-        reservation: &Reservation,
-        policy: &Policy,
-        passed: bool,
-        obstacle: &str,
-    ) {
+    fn turn_away(&mut self, workload: &Workload, reservation: &Reservation, passed: bool, obstacle: &str) {
         self.give_up(workload, &reservation.attempt);
         if passed && workload.admitted {
             // Its pods are gated as long as it has no claim: nothing runs, so its quota is better given to others.
-            if !self.has_live_pods(&workload.key) {
+            if self.has_live_pods(&workload.key) {
+                self.obstacles.insert(workload.key.uid.clone(), obstacle.to_owned());
+            } else {
                 self.tell(workload, CheckState::Retry, &format!("The reservation was lost. {obstacle}"));
             }
             return;
         }
-        let retries = workload.checks.iter().map(|c| c.retry_count).max().unwrap_or(0);
-        let until = reservation.since + policy.hold_after(retries);
+        let until = workload.held_until(reservation);
         if !passed && until <= self.now {
             self.tell(workload, CheckState::Retry, obstacle);
         } else {
@@ -142,29 +146,16 @@ impl Pass<'_> {
         }
     }
 
-    fn wait_for_slices(
-        &mut self,
-        workload: &Workload,
-        reservation: &Reservation,
-        demand: &[PodSetDemand],
-        policy: &Policy,
-    ) {
+    fn wait_for_slices(&mut self, workload: &Workload, reservation: &Reservation, demand: &[PodSetDemand]) {
         // Room may have been found late: the agents' time begins then.
         let begun = self.begun(&workload.key.uid).max(reservation.since);
         let patience = begun + self.limits.patience;
         if self.now < patience {
             return self.recheck(patience);
         }
-        let retries = workload.checks.iter().map(|c| c.retry_count).max().unwrap_or(0);
-        let hold = reservation.since + policy.hold_after(retries).max(self.limits.patience);
-        let until = hold.max(patience);
-        let nodes: BTreeSet<&str> = self
-            .books
-            .values()
-            .filter(|book| demand.iter().any(|p| book.pods_of(&workload.key.uid, &p.name) > 0))
-            .map(|book| book.name.as_str())
-            .collect();
-        let nodes = nodes.into_iter().collect::<Vec<_>>().join(", ");
+        let until =
+            workload.held_until(reservation).max(reservation.since + self.limits.patience).max(patience);
+        let nodes = self.claimed_on(workload, demand);
         if until <= self.now {
             self.give_up(workload, &reservation.attempt);
             self.tell(
@@ -184,6 +175,13 @@ impl Pass<'_> {
         }
     }
 
+    /// The nodes on which the workload has claims.
+    pub(super) fn claimed_on(&self, workload: &Workload, demand: &[PodSetDemand]) -> String {
+        let claimed = |book: &&Ledger| demand.iter().any(|p| book.pods_of(&workload.key.uid, &p.name) > 0);
+        let nodes: Vec<&str> = self.books.values().filter(claimed).map(|book| book.name.as_str()).collect();
+        nodes.join(", ")
+    }
+
     /// The nodes on which slices like those that the workload has claimed there are held by somebody without a claim.
     fn robbed_on(&self, workload: &Workload, demand: &[PodSetDemand]) -> Option<String> {
         let robbed = |book: &&Ledger| {
@@ -197,7 +195,7 @@ impl Pass<'_> {
     }
 
     /// Since when the agents have been at work on what a workload claims.
-    fn begun(&self, workload: &WorkloadUid) -> Timestamp {
+    pub(super) fn begun(&self, workload: &WorkloadUid) -> Timestamp {
         let mut begun = Timestamp::default();
         for (name, book) in &self.books {
             let Some(mig) = self.world.nodes.get(name).and_then(|n| n.mig.as_ref()) else { continue };
@@ -305,7 +303,7 @@ impl Pass<'_> {
     }
 
     /// Sets every check of the workload that does not say so already.
-    fn tell(&mut self, workload: &Workload, state: CheckState, message: &str) {
+    pub(super) fn tell(&mut self, workload: &Workload, state: CheckState, message: &str) {
         for check in &workload.checks {
             let known = check.state == state && (check.message == message || state == CheckState::Ready);
             if !known {

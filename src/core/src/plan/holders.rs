@@ -32,7 +32,7 @@ impl<'a> Pass<'a> {
                 None => Hands::Leaving,
                 Some(Pod { workload: None, .. }) => Hands::Stranger,
                 Some(Pod { workload: Some(uid), key, .. }) => {
-                    Hands::Workload { namespace: key.namespace.clone(), uid: uid.clone() }
+                    Hands::Workload { namespace: key.namespace.clone(), uid: self.heir(uid).clone() }
                 }
             },
         }
@@ -201,7 +201,7 @@ impl<'a> Pass<'a> {
 
     /// The workload of a pod, if the pod is of its namespace.
     fn workload_of(&self, pod: &Pod) -> Option<&'a Workload> {
-        let workload = self.world.workloads.get(pod.workload.as_ref()?)?;
+        let workload = self.world.workloads.get(self.heir(pod.workload.as_ref()?))?;
         (workload.key.namespace == pod.key.namespace).then_some(workload)
     }
 

@@ -5,8 +5,10 @@
 //! write carries the precondition under which it is right; what is under way already is not asked for again. A pass over a
 //! world in which all of it has been done asks for nothing.
 
+mod adjust;
 mod admit;
 mod holders;
+mod inherit;
 mod notice;
 mod place;
 mod release;
@@ -27,6 +29,7 @@ use crate::profile::ProfileName;
 use crate::resources::Resources;
 use crate::time::Timestamp;
 use crate::workload::{CheckState, Policy, Workload};
+use inherit::Heirs;
 pub use notice::{Matter, Notice, Place, Subject};
 
 /// What the plan takes for granted.
@@ -70,6 +73,10 @@ pub struct Pod {
     pub workload: Option<WorkloadUid>,
     /// The pod set that its label names.
     pub pod_set: Option<PodSetName>,
+    /// The uid of its controller: a Job, for instance.
+    pub owner: Option<Arc<str>>,
+    /// When it was created.
+    pub created: Timestamp,
     /// Whether it has our scheduling gate: then it holds nothing.
     pub gated: bool,
     /// Whether Kueue knows it, so that it will be released when its turn comes.
@@ -154,6 +161,8 @@ pub enum Action {
     Confirm {
         /// The Workload.
         workload: WorkloadKey,
+        /// The uids that its pods bear: its own, and those of Workloads that it has taken over from.
+        labels: BTreeSet<WorkloadUid>,
         /// The reservations that are over.
         attempts: BTreeSet<Attempt>,
     },
@@ -203,7 +212,9 @@ pub struct Plan {
 /// Decides what to do next.
 pub fn plan(now: Timestamp, world: &Snapshot, limits: &Limits) -> Plan {
     let mut pass = Pass::open(now, world, limits);
+    pass.inherit();
     pass.release();
+    pass.give_back_surplus();
     pass.mend();
     pass.admit();
     pass.steer();
@@ -218,23 +229,32 @@ struct Pass<'a> {
     world: &'a Snapshot,
     limits: &'a Limits,
     books: BTreeMap<NodeName, Ledger>,
+    /// Workloads that others have taken over from.
+    heirs: Heirs,
     /// The live pods of each workload.
-    live: BTreeMap<&'a WorkloadUid, Vec<&'a Pod>>,
+    live: BTreeMap<WorkloadUid, Vec<&'a Pod>>,
+    /// The pods of each workload that wait to be sent to a node.
+    gated: BTreeMap<WorkloadUid, Vec<&'a Pod>>,
     /// Live pods by namespace and name.
     named: BTreeMap<(&'a str, &'a str), &'a Pod>,
     /// Nodes by their hostname label.
     hosts: BTreeMap<&'a str, &'a NodeName>,
     /// In whose hands each slice is that an agent reports.
     hands: BTreeMap<NodeName, Vec<Hands>>,
+    /// Why workloads that have been let in cannot have what they lack.
+    obstacles: BTreeMap<WorkloadUid, String>,
     plan: Plan,
 }
 
 impl<'a> Pass<'a> {
     fn open(now: Timestamp, world: &'a Snapshot, limits: &'a Limits) -> Self {
-        let mut live: BTreeMap<&WorkloadUid, Vec<&Pod>> = BTreeMap::new();
-        for pod in world.pods.values().filter(|pod| pod.live()) {
-            if let Some(workload) = &pod.workload {
-                live.entry(workload).or_default().push(pod);
+        let heirs = inherit::heirs(world);
+        let mut live: BTreeMap<WorkloadUid, Vec<&Pod>> = BTreeMap::new();
+        let mut gated: BTreeMap<WorkloadUid, Vec<&Pod>> = BTreeMap::new();
+        for pod in world.pods.values().filter(|pod| !pod.terminal) {
+            if let Some(label) = &pod.workload {
+                let pods = if pod.live() { &mut live } else { &mut gated };
+                pods.entry(heirs.get(label).unwrap_or(label).clone()).or_default().push(pod);
             }
         }
         let live_pods = world.pods.values().filter(|pod| pod.live());
@@ -244,10 +264,13 @@ impl<'a> Pass<'a> {
             world,
             limits,
             books: BTreeMap::new(),
+            heirs,
             live,
+            gated,
             named: live_pods.map(|pod| ((&*pod.key.namespace, &*pod.key.name), pod)).collect(),
             hosts: world.nodes.values().filter_map(hostname).collect(),
             hands: BTreeMap::new(),
+            obstacles: BTreeMap::new(),
             plan: Plan::default(),
         };
         for node in world.nodes.values() {
@@ -283,8 +306,13 @@ impl<'a> Pass<'a> {
     /// Charges a book for the pods of a pod set that have a claim there and are not bound yet.
     fn charge(&self, book: &mut Ledger, node: &Node, workload: &WorkloadUid, pod_set: &PodSetName) {
         let Some(requests) = self.requests(workload, pod_set) else { return };
-        let bound = node.host.as_ref().and_then(|h| h.bound.get(&(workload.clone(), pod_set.clone())));
-        book.charge(requests, book.pods_of(workload, pod_set).saturating_sub(bound.copied().unwrap_or(0)));
+        // The pods of one that has been replaced are its heir's, under the label that they were born with.
+        let theirs = |(label, of): &&(WorkloadUid, PodSetName)| {
+            of == pod_set && self.heir(label) == self.heir(workload)
+        };
+        let bound = node.host.iter().flat_map(|h| h.bound.iter().filter(|(key, _)| theirs(key)));
+        let bound = bound.map(|(_, pods)| pods).sum();
+        book.charge(requests, book.pods_of(workload, pod_set).saturating_sub(bound));
     }
 
     fn requests(&self, workload: &WorkloadUid, pod_set: &PodSetName) -> Option<&'a Resources> {
@@ -328,7 +356,7 @@ impl<'a> Pass<'a> {
     /// The live pods of a workload: those of its namespace that carry its label. A label is anybody's to write, a namespace
     /// is not.
     fn live_pods(&self, workload: &WorkloadKey) -> impl Iterator<Item = &'a Pod> {
-        let pods = self.live.get(&workload.uid).map_or(&[][..], Vec::as_slice);
+        let pods = self.live.get(self.heir(&workload.uid)).map_or(&[][..], Vec::as_slice);
         pods.iter().copied().filter(|pod| pod.key.namespace == workload.namespace)
     }
 

@@ -6,7 +6,7 @@ use super::Pass;
 use crate::id::{Attempt, NodeName, WorkloadKey};
 use crate::ledger::{Ledger, NoFit, PodCost};
 use crate::node::Node;
-use crate::workload::{PodSetDemand, Policy, Workload};
+use crate::workload::{PodSetDemand, Workload};
 
 /// Why a workload does not fit now. Each is told in words that stay the same while the reason does.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,18 +19,17 @@ impl Pass<'_> {
         workload: &Workload,
         attempt: &Attempt,
         demand: &[PodSetDemand],
-        policy: &Policy,
     ) -> Result<(), Obstacle> {
         if demand.iter().all(|pod_set| self.pods_claimed(&workload.key, pod_set) >= pod_set.pods) {
             return Ok(());
         }
         // What runs has its claims, even when there is no room for the rest.
         for pod_set in demand {
-            self.anchor(&workload.key, attempt, pod_set);
+            self.anchor(workload, attempt, pod_set);
         }
         let before = self.books.clone();
         for pod_set in demand {
-            let placed = self.place_pod_set(&workload.key, attempt, pod_set, policy);
+            let placed = self.place_pod_set(&workload.key, attempt, pod_set);
             if let Err(obstacle) = placed {
                 self.books = before;
                 return Err(obstacle);
@@ -44,13 +43,12 @@ impl Pass<'_> {
         key: &WorkloadKey,
         attempt: &Attempt,
         demand: &PodSetDemand,
-        policy: &Policy,
     ) -> Result<(), Obstacle> {
         let missing = demand.pods.saturating_sub(self.pods_claimed(key, demand));
         if missing == 0 {
             return Ok(());
         }
-        let nodes = self.admissible(demand, policy)?;
+        let nodes = self.admissible(demand)?;
         let mut offers: BTreeMap<&NodeName, Result<(PodCost, Ledger), NoFit>> = BTreeMap::new();
         for _ in 0..missing {
             for name in &nodes {
@@ -76,15 +74,9 @@ impl Pass<'_> {
     }
 
     /// Gives pods that run already their claims where they run: after a restart with claims lost, for instance.
-    fn anchor(&mut self, key: &WorkloadKey, attempt: &Attempt, demand: &PodSetDemand) {
-        let mut running: BTreeMap<NodeName, u32> = BTreeMap::new();
-        for pod in self.live_pods(key) {
-            let of_set = pod.pod_set.as_ref().is_none_or(|name| *name == demand.name);
-            if let Some(node) = of_set.then(|| self.whereabouts(pod)).flatten() {
-                *running.entry(node).or_default() += 1;
-            }
-        }
-        for (node, pods) in running {
+    fn anchor(&mut self, workload: &Workload, attempt: &Attempt, demand: &PodSetDemand) {
+        let key = &workload.key;
+        for (node, pods) in self.staying(workload, demand) {
             let Some(book) = self.books.get_mut(&node) else { continue };
             for _ in book.pods_of(&key.uid, &demand.name)..pods {
                 let mut with_pod = book.clone();
@@ -102,7 +94,7 @@ impl Pass<'_> {
     }
 
     /// The nodes on which the pods may run at all.
-    fn admissible(&self, demand: &PodSetDemand, policy: &Policy) -> Result<Vec<NodeName>, Obstacle> {
+    fn admissible(&self, demand: &PodSetDemand) -> Result<Vec<NodeName>, Obstacle> {
         let managed: Vec<(&Node, &Ledger)> =
             self.books.iter().filter_map(|(name, book)| Some((self.world.nodes.get(name)?, book))).collect();
         let selected: Vec<_> = managed
@@ -110,13 +102,13 @@ impl Pass<'_> {
             .filter(|(node, _)| {
                 node.host.as_ref().is_some_and(|host| {
                     demand.constraints.select(node.name.as_str(), &host.traits)
-                        && policy.nodes.select(node.name.as_str(), &host.traits)
+                        && demand.allowed.iter().all(|a| a.select(node.name.as_str(), &host.traits))
                 })
             })
             .collect();
         if selected.is_empty() {
             return Err(Obstacle(format!(
-                "No node with a MIGNode matches {}, the node selector and the node affinity of pod set {}.",
+                "No node with a MIGNode matches {}, its SlicePolicy, and the node selector and affinity of pod set {}.",
                 demand.flavors, demand.name
             )));
         }

@@ -32,13 +32,21 @@ impl Pass<'_> {
             if attempts.iter().all(confirmed) {
                 self.strike_out(&workload, &attempts);
             } else if !self.has_live_pods(&workload) {
-                self.plan.actions.push(Action::Confirm { workload, attempts });
+                let labels = self.labels_of(&uid);
+                self.plan.actions.push(Action::Confirm { workload, labels, attempts });
             }
         }
         // A verdict without quota would let the next reservation pass unseen, whether or not there is a claim behind it.
         for workload in self.world.workloads.values().filter(|w| !w.entitled() && !w.finished) {
             self.withdraw(Some(workload));
         }
+    }
+
+    /// The uids that the pods of a workload may bear.
+    fn labels_of(&self, uid: &WorkloadUid) -> BTreeSet<WorkloadUid> {
+        let heir = self.heir(uid);
+        let others = self.heirs.iter().filter(|(_, h)| *h == heir).map(|(old, _)| old);
+        others.chain([heir, uid]).cloned().collect()
     }
 
     pub(super) fn rightful(&self, claim: &Claim) -> bool {

@@ -7,6 +7,7 @@ use super::{Action, Pass, Pod};
 use crate::id::{NodeName, PodSetName, WorkloadUid};
 use crate::node::{MigNode, Node, SliceState};
 use crate::profile::ProfileName;
+use crate::time::Timestamp;
 use crate::workload::{CheckState, PodSetDemand, Workload};
 
 impl<'a> Pass<'a> {
@@ -19,6 +20,7 @@ impl<'a> Pass<'a> {
             }
         }
         let mut outstanding = self.outstanding();
+        let mut stranded: BTreeMap<WorkloadUid, Timestamp> = BTreeMap::new();
         for pod in self.world.pods.values() {
             if !pod.gated || pod.busy || pod.terminal || pod.deleting {
                 continue;
@@ -27,7 +29,11 @@ impl<'a> Pass<'a> {
                 self.explain(pod);
                 continue;
             };
-            let Some(node) = self.spare_claim(workload, &pod_set, &here, &outstanding) else { continue };
+            let Some(node) = self.spare_claim(workload, &pod_set, &here, &outstanding) else {
+                let since = stranded.entry(workload.key.uid.clone()).or_insert(pod.created);
+                *since = pod.created.min(*since);
+                continue;
+            };
             let hostname =
                 self.world.nodes.get(&node).and_then(|n| n.host.as_ref()).map(|h| h.hostname.clone());
             let Some(hostname) = hostname else { continue };
@@ -41,11 +47,12 @@ impl<'a> Pass<'a> {
                 hostname,
             });
         }
+        self.lose_patience(&stranded);
     }
 
     /// The workload and pod set of a pod: by its labels, or the only one that asks for slices.
     pub(super) fn belongs_to(&self, pod: &Pod) -> Option<(&'a Workload, PodSetName)> {
-        let workload = self.world.workloads.get(pod.workload.as_ref()?)?;
+        let workload = self.world.workloads.get(self.heir(pod.workload.as_ref()?))?;
         // The label is anybody's to write: a pod of another namespace has no part in the workload.
         if workload.key.namespace != pod.key.namespace {
             return None;
@@ -116,7 +123,7 @@ impl<'a> Pass<'a> {
 
     fn explain(&mut self, pod: &Pod) {
         let Some(resource) = pod.asks_for.as_ref() else { return };
-        let workload = pod.workload.as_ref().and_then(|uid| self.world.workloads.get(uid));
+        let workload = pod.workload.as_ref().and_then(|uid| self.world.workloads.get(self.heir(uid)));
         let is_strange = workload.is_some_and(|workload| workload.key.namespace != pod.key.namespace);
         let may_come = pod.queued || (pod.workload.is_some() && !is_strange);
         if may_come {

@@ -1,8 +1,10 @@
 //! The plan against a small world that does what it asks for, as API server, Kueue, agents and kubelets would.
 
+mod adjusting;
 mod admitting;
 mod histories;
 mod holders;
+mod inheriting;
 mod mending;
 mod messages;
 mod placing;

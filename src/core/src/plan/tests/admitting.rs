@@ -4,7 +4,7 @@ use super::world::{Case, HOLD, World, gpu, pod_set};
 use crate::geometry::tests::{a30, a100};
 use crate::node::{NodeSpec, SliceState};
 use crate::plan::Action;
-use crate::workload::{CheckState, Demand};
+use crate::workload::{CheckState, Demand, Nodes};
 
 #[test]
 fn a_workload_is_placed_its_slices_made_and_then_it_is_ready() {
@@ -52,18 +52,22 @@ fn an_invalid_demand_is_rejected_with_its_reason_and_left_alone() {
 }
 
 #[test]
-fn an_unknown_demand_stays_pending_with_its_reason_until_it_is_known() {
+fn an_unknown_demand_stays_pending_with_its_reason_until_it_is_known_or_the_hold_is_over() {
     let mut world = World::with_nodes(&[&[a100()]]);
     world.submit_demand("job", Demand::Unknown("ResourceFlavor mig is missing.".to_owned()));
     world.settle();
     assert_eq!(world.check("job"), (CheckState::Pending, "ResourceFlavor mig is missing."));
-    world.pass_time(HOLD * 100);
+    world.submit_demand("never", Demand::Unknown("ResourceFlavor mig is missing.".to_owned()));
+    world.pass_time(HOLD / 2);
     world.settle();
     assert_eq!(world.state("job"), CheckState::Pending);
     world.workload_mut("job").reservation.as_mut().unwrap().demand =
         Demand::Slices(vec![pod_set(1, &[("1g.10gb", 1)])]);
     world.settle();
     assert_eq!(world.state("job"), CheckState::Ready);
+    world.pass_time(HOLD / 2);
+    world.settle();
+    assert_eq!(world.check("never"), (CheckState::Retry, "ResourceFlavor mig is missing."));
 }
 
 #[test]
@@ -334,4 +338,51 @@ fn nothing_is_asked_for_again_while_it_is_under_way() {
     assert_eq!(world.plan().actions, []);
     world.workload_mut("job").busy = false;
     assert_eq!(world.plan().actions.len(), 1);
+}
+
+#[test]
+fn nothing_is_placed_before_the_nodes_are_brought_and_then_there_is_time_to_get_them_ready() {
+    let mut world = World::new();
+    world.submit("job", 1, &[("1g.10gb", 1)]);
+    world.workload_mut("job").nodes = Nodes::Awaited("prov".to_owned());
+    world.settle();
+    assert_eq!(world.check("job"), (CheckState::Pending, "Waiting for AdmissionCheck prov to bring nodes."));
+    world.pass_time(HOLD * 100);
+    world.settle();
+    assert_eq!(world.state("job"), CheckState::Pending, "however long it takes");
+    assert_eq!(world.plan().recheck_at, None);
+    let now = world.now;
+    world.workload_mut("job").nodes = Nodes::Brought(now);
+    world.pass_time(HOLD * 7);
+    world.settle();
+    assert_eq!(world.state("job"), CheckState::Pending, "they have drivers to install");
+    world.add_node("n0", &[a100()]);
+    world.settle();
+    assert_eq!(world.state("job"), CheckState::Ready);
+}
+
+#[test]
+fn nodes_that_never_come_to_work_cost_the_quota_in_the_end() {
+    let mut world = World::new();
+    world.submit("job", 1, &[("1g.10gb", 1)]);
+    let now = world.now;
+    world.workload_mut("job").nodes = Nodes::Brought(now);
+    world.settle();
+    world.pass_time(HOLD * 8);
+    world.settle();
+    assert_eq!(world.state("job"), CheckState::Retry);
+}
+
+#[test]
+fn of_several_checks_the_one_with_the_shortest_hold_sets_the_time() {
+    let mut world = World::new();
+    world.submit("job", 1, &[("1g.10gb", 1)]);
+    let mut second = world.workload("job").checks[0].clone();
+    second.name = "other".to_owned();
+    second.policy.as_mut().unwrap().hold = HOLD / 4;
+    world.workload_mut("job").checks.push(second);
+    world.settle();
+    world.pass_time(HOLD / 4);
+    world.settle();
+    assert!(world.workload("job").checks.iter().any(|c| c.state == CheckState::Retry));
 }

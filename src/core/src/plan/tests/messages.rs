@@ -43,8 +43,7 @@ fn a_selector_that_no_node_matches_is_told() {
     demand.constraints.node_selector.insert("zone".to_owned(), "b".to_owned());
     world.submit_demand("job", Demand::Slices(vec![demand]));
     world.settle();
-    let message =
-        "No node with a MIGNode matches flavor mig, the node selector and the node affinity of pod set main.";
+    let message = "No node with a MIGNode matches flavor mig, its SlicePolicy, and the node selector and affinity of pod set main.";
     assert_eq!(world.check("job"), (CheckState::Pending, message));
     world.host_mut("n0").traits.labels.insert("zone".to_owned(), "b".to_owned());
     world.settle();

@@ -1,7 +1,7 @@
 use std::time::Duration;
 
 use super::world::{Case, HOLD, World, gpu, pod_set, slice};
-use crate::constraints::{Effect, Taint};
+use crate::constraints::{Constraints, Effect, Taint};
 use crate::geometry::tests::{a30, a100, rtx_pro_6000};
 use crate::plan::Action;
 use crate::resources::Resources;
@@ -276,14 +276,21 @@ fn room_that_is_held_stays_free_until_the_hold_expires() {
 }
 
 #[test]
-fn the_policy_says_which_nodes_may_be_used() {
-    let mut world = World::with_nodes(&[&[a30()], &[a30()]]);
-    world.submit("job", 1, &[("1g.6gb", 1)]);
-    let policy = world.workload_mut("job").checks[0].policy.as_mut().unwrap();
-    policy.nodes.node_selector.insert("pool".to_owned(), "mig".to_owned());
-    world.host_mut("n1").traits.labels.insert("pool".to_owned(), "mig".to_owned());
+fn the_policies_of_all_checks_say_which_nodes_may_be_used() {
+    let mut world = World::with_nodes(&[&[a30()], &[a30()], &[a30()]]);
+    let allows = |key: &str| {
+        let node_selector = [(key.to_owned(), "mig".to_owned())].into();
+        Constraints { node_selector, ..Constraints::default() }
+    };
+    let mut demand = pod_set(1, &[("1g.6gb", 1)]);
+    demand.allowed = vec![allows("pool"), allows("tier")];
+    world.submit_demand("job", Demand::Slices(vec![demand]));
+    for (node, keys) in [("n0", &["tier"][..]), ("n1", &["pool"]), ("n2", &["pool", "tier"])] {
+        let labels = keys.iter().map(|key| ((*key).to_owned(), "mig".to_owned()));
+        world.host_mut(node).traits.labels.extend(labels);
+    }
     world.settle();
-    assert_eq!(world.claims("job"), claims(&[("n1", 1)]));
+    assert_eq!(world.claims("job"), claims(&[("n2", 1)]));
 }
 
 #[test]

@@ -12,7 +12,7 @@ use crate::plan::{Action, Limits, Notice, Plan, Pod, PodKey, Snapshot, Subject, 
 use crate::profile::ProfileName;
 use crate::resources::Resources;
 use crate::time::Timestamp;
-use crate::workload::{Check, CheckState, Demand, PodSetDemand, Policy, Reservation, Workload};
+use crate::workload::{Check, CheckState, Demand, Nodes, PodSetDemand, Policy, Reservation, Workload};
 
 mod effects;
 
@@ -60,6 +60,7 @@ pub(super) fn pod_set(pods: u32, slices: &[(&str, u32)]) -> PodSetDemand {
         slices: slices.iter().map(|(profile, count)| (profile.parse().unwrap(), *count)).collect(),
         requests: [("cpu", 1000), ("pods", 1)].into_iter().collect(),
         constraints: Constraints::default(),
+        allowed: Vec::new(),
         flavors: "flavor mig".to_owned(),
     }
 }
@@ -150,6 +151,10 @@ impl World {
             finished: false,
             active: true,
             checks: vec![check],
+            nodes: Nodes::Given,
+            owner: None,
+            replaces: None,
+            replaced: false,
         };
         self.snap.workloads.insert(key.uid, workload);
         self.reserve(name, demand);
@@ -204,6 +209,8 @@ impl World {
             busy: false,
             workload: Some(WorkloadUid::new(workload)),
             pod_set: Some(demand.name.clone()),
+            owner: None,
+            created: self.now,
             gated: true,
             queued: true,
             pinned: None,
@@ -264,6 +271,8 @@ impl World {
             busy: false,
             workload: None,
             pod_set: None,
+            owner: None,
+            created: self.now,
             gated: false,
             queued: false,
             pinned: None,

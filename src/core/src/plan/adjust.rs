@@ -1,0 +1,141 @@
+//! Keeping the claims of admitted workloads in step with their pods: what no pod will need any more goes back, and what was
+//! on a node that is lost is had elsewhere, or the whole workload is queued again.
+
+use std::collections::BTreeMap;
+
+use super::{Pass, Pod};
+use crate::id::{NodeName, PodSetName, WorkloadUid};
+use crate::ledger::Ledger;
+use crate::node::Node;
+use crate::time::Timestamp;
+use crate::workload::{CheckState, Demand, PodSetDemand, Reservation, Workload};
+
+impl<'a> Pass<'a> {
+    /// Gives back the claims that a job needs no more because pods of it are done for good or it was scaled down. Those on
+    /// which a pod runs stay.
+    pub(super) fn give_back_surplus(&mut self) {
+        for workload in self.world.workloads.values() {
+            let Some(Reservation { attempt, demand: Demand::Slices(demand), .. }) = workload.open() else {
+                continue;
+            };
+            for pod_set in demand {
+                let here = self.pods_by_node(workload, pod_set);
+                let running: u32 = here.values().sum();
+                let claimed = |book: &Ledger| book.pods_within(&workload.key.uid, attempt, &pod_set.name);
+                let all: u32 = self.books.values().map(claimed).sum();
+                let mut surplus = all.saturating_sub(pod_set.pods.max(running));
+                for (name, book) in &mut self.books {
+                    let free = claimed(book).saturating_sub(here.get(name).copied().unwrap_or(0));
+                    let pods = surplus.min(free);
+                    book.unclaim_pods(&workload.key.uid, attempt, &pod_set.name, pods);
+                    surplus -= pods;
+                }
+            }
+        }
+    }
+
+    /// Gives up the claims of an admitted workload on nodes that are lost, as far as pods in place of those that ran there wait
+    /// for a claim. A pod that is being deleted on such a node does not keep it: nobody can say when, or whether, it ends,
+    /// and Kubernetes has put another in its place. The slice stays in its hands.
+    pub(super) fn leave_lost_nodes(&mut self, workload: &Workload, demand: &[PodSetDemand]) {
+        for pod_set in demand {
+            let mut missing = self.missing(workload, pod_set);
+            if missing == 0 {
+                continue;
+            }
+            let Some(Reservation { attempt, .. }) = &workload.reservation else { continue };
+            let here = self.pods_by_node(workload, pod_set);
+            let staying = self.staying(workload, pod_set);
+            let lost =
+                |name: &NodeName| self.world.nodes.get(name).is_none_or(|node| !self.fit_for_use(node));
+            let (mut lost_nodes, mut free) = (Vec::new(), 0);
+            for (name, book) in &self.books {
+                let claimed = book.pods_within(&workload.key.uid, attempt, &pod_set.name);
+                if lost(name) {
+                    let stay = staying.get(name).copied().unwrap_or(0);
+                    lost_nodes.push((name.clone(), claimed.saturating_sub(stay)));
+                } else {
+                    free += claimed.saturating_sub(here.get(name).copied().unwrap_or(0));
+                }
+            }
+            missing = missing.saturating_sub(free);
+            for (name, left) in lost_nodes {
+                let pods = missing.min(left);
+                if let Some(book) = self.books.get_mut(&name) {
+                    book.unclaim_pods(&workload.key.uid, attempt, &pod_set.name, pods);
+                }
+                missing -= pods;
+            }
+        }
+    }
+
+    /// Queues an admitted workload again when a pod of it has waited too long for a slice: the others could wait for it for
+    /// ever, with slices that somebody else could use.
+    pub(super) fn lose_patience(&mut self, stranded: &BTreeMap<WorkloadUid, Timestamp>) {
+        for (uid, since) in stranded {
+            let Some(workload) = self.world.workloads.get(uid) else { continue };
+            let Some(Reservation { demand: Demand::Slices(demand), .. }) = workload.open() else { continue };
+            let passed = workload.checks.iter().all(|c| c.state == CheckState::Ready);
+            if !workload.admitted || !passed || demand.iter().all(|p| self.missing(workload, p) == 0) {
+                continue;
+            }
+            let patience = workload.patience().max(self.limits.patience);
+            let until = (*since + patience).max(self.begun(uid) + self.limits.patience);
+            if until > self.now {
+                self.recheck(until);
+                continue;
+            }
+            let obstacle = self.obstacles.get(uid).cloned().unwrap_or_else(|| {
+                let nodes = self.claimed_on(workload, demand);
+                format!("The slices reserved on {nodes} are not to be had; see the MIGNode's slices.")
+            });
+            let message = format!("A pod waits for a slice that cannot be had. {obstacle}");
+            self.tell(workload, CheckState::Retry, &message);
+        }
+    }
+
+    /// How many pods of a pod set are not there, while others wait in their place.
+    fn missing(&self, workload: &Workload, pod_set: &PodSetDemand) -> u32 {
+        let waiting = self.gated.get(&workload.key.uid).map_or(&[][..], Vec::as_slice).iter();
+        let waiting = count(waiting.filter(|pod| !pod.deleting && is_of(pod, workload, &pod_set.name)));
+        let staying: u32 = self.staying(workload, pod_set).values().sum();
+        waiting.min(pod_set.pods.saturating_sub(staying))
+    }
+
+    /// The live pods of a pod set by node.
+    fn pods_by_node(&self, workload: &Workload, pod_set: &PodSetDemand) -> BTreeMap<NodeName, u32> {
+        self.count_pods(workload, pod_set, |_, _| true)
+    }
+
+    /// Those of them that do not have to be replaced: not being deleted on a node that is lost.
+    pub(super) fn staying(&self, workload: &Workload, pod_set: &PodSetDemand) -> BTreeMap<NodeName, u32> {
+        let stays =
+            |pod: &Pod, node: Option<&Node>| !pod.deleting || node.is_some_and(|n| self.fit_for_use(n));
+        self.count_pods(workload, pod_set, stays)
+    }
+
+    fn count_pods(
+        &self,
+        workload: &Workload,
+        pod_set: &PodSetDemand,
+        counts: impl Fn(&Pod, Option<&'a Node>) -> bool,
+    ) -> BTreeMap<NodeName, u32> {
+        let mut here: BTreeMap<NodeName, u32> = BTreeMap::new();
+        for pod in self.live_pods(&workload.key).filter(|pod| is_of(pod, workload, &pod_set.name)) {
+            let Some(node) = self.whereabouts(pod) else { continue };
+            if counts(pod, self.world.nodes.get(&node)) {
+                *here.entry(node).or_default() += 1;
+            }
+        }
+        here
+    }
+}
+
+/// Whether a pod of a workload is of this pod set, or may be.
+fn is_of(pod: &Pod, workload: &Workload, pod_set: &PodSetName) -> bool {
+    pod.key.namespace == workload.key.namespace && pod.pod_set.as_ref().is_none_or(|name| name == pod_set)
+}
+
+fn count<T>(items: impl Iterator<Item = T>) -> u32 {
+    u32::try_from(items.count()).unwrap_or(u32::MAX)
+}
