@@ -24,8 +24,6 @@ pub const QUEUE_LABEL: &str = "kueue.x-k8s.io/queue-name";
 /// Annotation of a Workload that takes over from another, whose `namespace/name` it gives (`pkg/workloadslicing`,
 /// `WorkloadSliceReplacementFor`).
 pub const REPLACEMENT_FOR: &str = "kueue.x-k8s.io/workload-slice-replacement-for";
-/// Reason of `Finished` when another Workload has taken over (`apis/kueue/v1beta2`, `WorkloadSliceReplaced`).
-pub const REPLACED: &str = "WorkloadSliceReplaced";
 /// `spec.controllerName` of Kueue's ProvisioningRequest checks (`apis/kueue/v1beta2`, `ProvisioningRequestControllerName`).
 pub const PROVISIONING_CONTROLLER: &str = "kueue.x-k8s.io/provisioning-request";
 /// Scheduling gate that Kueue's pod integration removes at admission.

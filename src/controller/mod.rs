@@ -399,7 +399,7 @@ impl Controller {
                     .filter(|_| from == state)
                     .and_then(|w| w.status.as_ref()?.admission_checks.iter().find(|c| c.name == check))
                     .map_or_else(|| time(now()), |entry| entry.last_transition_time.clone());
-                let entry = CheckEntry::new(&workload, check, state, message, since, &label);
+                let entry = CheckEntry::new(check, state, message, since, &label);
                 let transition = (from != state).then_some(Transition { from, to: state });
                 self.index.set_workload_busy(&workload.uid, true);
                 self.spawn(async move {

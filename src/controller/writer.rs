@@ -351,14 +351,13 @@ struct PodSetUpdate {
 }
 
 impl CheckEntry {
-    /// An entry; `label` names the pod sets whose pods are to carry the workload's uid.
+    /// An entry; `label` names the pod sets whose pods are to carry a workload's uid.
     pub fn new(
-        workload: &WorkloadKey,
         name: String,
         state: CheckState,
         message: String,
         since: Time,
-        label: &[PodSetName],
+        label: &[(PodSetName, WorkloadUid)],
     ) -> Self {
         Self {
             name,
@@ -367,9 +366,9 @@ impl CheckEntry {
             last_transition_time: since,
             pod_set_updates: label
                 .iter()
-                .map(|pod_set| PodSetUpdate {
+                .map(|(pod_set, uid)| PodSetUpdate {
                     name: pod_set.to_string(),
-                    labels: BTreeMap::from([(names::WORKLOAD_LABEL, workload.uid.to_string())]),
+                    labels: BTreeMap::from([(names::WORKLOAD_LABEL, uid.to_string())]),
                 })
                 .collect(),
             // Kueue would hold the quota for as long as this says, and then evict: never what is wanted.

@@ -67,11 +67,10 @@ pub fn from_api(object: &kueue::Workload, around: Surroundings<'_>) -> Option<Wo
             since: timestamp(&since.last_transition_time),
             demand: demand(object, &status, admission, around),
         });
-    let finished = condition("Finished");
-    let namespace = object.namespace().unwrap_or_default();
+
     Some(Workload {
         key: WorkloadKey {
-            namespace: namespace.as_str().into(),
+            namespace: object.namespace().unwrap_or_default().into(),
             name: object.name_any().into(),
             uid: WorkloadUid::from(object.uid().unwrap_or_default()),
         },
@@ -80,7 +79,7 @@ pub fn from_api(object: &kueue::Workload, around: Surroundings<'_>) -> Option<Wo
         reservation,
         admitted: condition("Admitted").is_some(),
         evicted: condition("Evicted").is_some(),
-        finished: finished.is_some(),
+        finished: condition("Finished").is_some(),
         active: object.spec.active != Some(false) && object.metadata.deletion_timestamp.is_none(),
         checks: ours,
         nodes: nodes(&status, around.provisioning),
@@ -89,14 +88,14 @@ pub fn from_api(object: &kueue::Workload, around: Surroundings<'_>) -> Option<Wo
             .iter()
             .find(|o| o.controller == Some(true))
             .map(|o| o.uid.as_str().into()),
-        replaces: object
-            .annotations()
-            .get(names::REPLACEMENT_FOR)
-            .and_then(|key| key.split_once('/'))
-            .filter(|(of, _)| *of == namespace)
-            .map(|(_, name)| name.into()),
-        replaced: finished.is_some_and(|c| c.reason == names::REPLACED),
+        replaces: replaces(object).map(Into::into),
     })
+}
+
+/// The name of the Workload that another takes over from.
+fn replaces(object: &kueue::Workload) -> Option<&str> {
+    let (namespace, name) = object.annotations().get(names::REPLACEMENT_FOR)?.split_once('/')?;
+    (object.metadata.namespace.as_deref() == Some(namespace)).then_some(name)
 }
 
 /// How far the checks are that bring nodes. They are waited for even if some nodes are there already: only then is it known
@@ -173,6 +172,10 @@ fn demand(
             slices,
             requests,
             constraints,
+            label: replaces(object).and_then(|_| {
+                let labels = pod_set.template.metadata.as_ref()?.labels.as_ref()?;
+                labels.get(names::WORKLOAD_LABEL).map(|uid| WorkloadUid::from(uid.as_str()))
+            }),
             allowed: allowed(status, &assigned, around.queues.get(&admission.cluster_queue), around.checks),
             flavors: format!("flavor{} {names}", if assigned.len() == 1 { "" } else { "s" }),
         });
@@ -264,7 +267,7 @@ spec:
   podSets:
   - name: main
     count: 3
-    template: {{spec: {{containers: [{{name: c, resources: {{limits: {{nvidia.com/mig-1g.10gb: 1}}}}}}]}}}}
+    template: {{metadata: {{labels: {{slicegate.dev/workload: u1}}}}, spec: {{containers: [{{name: c, resources: {{limits: {{nvidia.com/mig-1g.10gb: 1}}}}}}]}}}}
 status:
   admission:
     clusterQueue: gpus
@@ -314,20 +317,17 @@ status:
     }
 
     #[test]
-    fn what_replaces_what_is_read_from_annotation_and_reason() {
+    fn what_replaces_what_is_read_from_the_annotation() {
         let mig = entry("mig", "Pending");
         let annotation = format!("{{{}: team/first}}", names::REPLACEMENT_FOR);
         let workload = read(&annotation, &format!("  conditions:\n{RESERVED}  admissionChecks:\n{mig}}}\n"));
         assert_eq!(workload.replaces.as_deref(), Some("first"));
         assert_eq!(workload.owner.as_deref(), Some("job-uid"));
-        assert!(!workload.replaced);
+        assert_eq!(main_of(&workload).label, Some("u1".into()), "the pods that run bear it");
         let foreign = format!("{{{}: elsewhere/first}}", names::REPLACEMENT_FOR);
-        let finished = "  - {type: Finished, status: 'True', reason: WorkloadSliceReplaced, message: '', \
-                        lastTransitionTime: '2026-01-01T00:00:10Z'}\n";
-        let status = format!("  conditions:\n{RESERVED}{finished}  admissionChecks:\n{mig}}}\n");
-        let workload = read(&foreign, &status);
+        let workload = read(&foreign, &format!("  conditions:\n{RESERVED}  admissionChecks:\n{mig}}}\n"));
         assert_eq!(workload.replaces, None, "another namespace's claims are not to be had");
-        assert!(workload.replaced && workload.finished);
+        assert_eq!(main_of(&workload).label, None, "a label that somebody wrote is not ours");
     }
 
     #[test]

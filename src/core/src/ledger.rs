@@ -304,12 +304,11 @@ impl Ledger {
         self.note_taken();
     }
 
-    /// Enters all claims of one workload as another's.
-    pub fn transfer_claims(&mut self, from: &WorkloadUid, to: &WorkloadKey, attempt: &Attempt) {
-        let (theirs, kept): (Vec<_>, Vec<_>) =
-            std::mem::take(&mut self.claims).into_iter().partition(|c| c.workload.uid == *from);
+    /// Enters the claims for which `wanted` says so as another workload's.
+    pub fn transfer_claims(&mut self, wanted: impl Fn(&Claim) -> bool, to: &WorkloadKey, attempt: &Attempt) {
+        let (wanted, kept): (Vec<_>, Vec<_>) = std::mem::take(&mut self.claims).into_iter().partition(wanted);
         self.claims = kept;
-        for mut claim in theirs {
+        for mut claim in wanted {
             claim.workload = to.clone();
             claim.attempt = attempt.clone();
             self.enter_claim(claim);

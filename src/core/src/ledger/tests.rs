@@ -63,6 +63,7 @@ fn demand(slices: &[(&str, u32)]) -> PodSetDemand {
         requests: [("cpu", 1000)].into_iter().collect(),
         constraints: Constraints::default(),
         allowed: Vec::new(),
+        label: None,
         flavors: "flavor mig".to_owned(),
     }
 }

@@ -34,9 +34,9 @@ impl<'a> Pass<'a> {
         }
     }
 
-    /// Gives up the claims of an admitted workload on nodes that are lost, as far as pods in place of those that ran there wait
-    /// for a claim. A pod that is being deleted on such a node does not keep it: nobody can say when, or whether, it ends,
-    /// and Kubernetes has put another in its place. The slice stays in its hands.
+    /// Gives up the claims of an admitted workload on nodes that are lost or cannot make slices, as far as pods that are not
+    /// there yet wait for them. A pod that is being deleted on a node that is lost does not keep its claim: nobody can say when,
+    /// or whether, it ends, and Kubernetes has put another in its place. The slice stays in its hands.
     pub(super) fn leave_lost_nodes(&mut self, workload: &Workload, demand: &[PodSetDemand]) {
         for pod_set in demand {
             let mut missing = self.missing(workload, pod_set);
@@ -46,20 +46,20 @@ impl<'a> Pass<'a> {
             let Some(Reservation { attempt, .. }) = &workload.reservation else { continue };
             let here = self.pods_by_node(workload, pod_set);
             let staying = self.staying(workload, pod_set);
-            let lost =
+            let unfit =
                 |name: &NodeName| self.world.nodes.get(name).is_none_or(|node| !self.fit_for_use(node));
-            let (mut lost_nodes, mut free) = (Vec::new(), 0);
+            let (mut unfit_nodes, mut free) = (Vec::new(), 0);
             for (name, book) in &self.books {
                 let claimed = book.pods_within(&workload.key.uid, attempt, &pod_set.name);
-                if lost(name) {
+                if unfit(name) {
                     let stay = staying.get(name).copied().unwrap_or(0);
-                    lost_nodes.push((name.clone(), claimed.saturating_sub(stay)));
+                    unfit_nodes.push((name.clone(), claimed.saturating_sub(stay)));
                 } else {
                     free += claimed.saturating_sub(here.get(name).copied().unwrap_or(0));
                 }
             }
             missing = missing.saturating_sub(free);
-            for (name, left) in lost_nodes {
+            for (name, left) in unfit_nodes {
                 let pods = missing.min(left);
                 if let Some(book) = self.books.get_mut(&name) {
                     book.unclaim_pods(&workload.key.uid, attempt, &pod_set.name, pods);
@@ -75,8 +75,10 @@ impl<'a> Pass<'a> {
         for (uid, since) in stranded {
             let Some(workload) = self.world.workloads.get(uid) else { continue };
             let Some(Reservation { demand: Demand::Slices(demand), .. }) = workload.open() else { continue };
-            let passed = workload.checks.iter().all(|c| c.state == CheckState::Ready);
-            if !workload.admitted || !passed || demand.iter().all(|p| self.missing(workload, p) == 0) {
+            if !workload.admitted
+                || !workload.passed()
+                || demand.iter().all(|p| self.missing(workload, p) == 0)
+            {
                 continue;
             }
             let patience = workload.patience().max(self.limits.patience);
@@ -109,8 +111,8 @@ impl<'a> Pass<'a> {
 
     /// Those of them that do not have to be replaced: not being deleted on a node that is lost.
     pub(super) fn staying(&self, workload: &Workload, pod_set: &PodSetDemand) -> BTreeMap<NodeName, u32> {
-        let stays =
-            |pod: &Pod, node: Option<&Node>| !pod.deleting || node.is_some_and(|n| self.fit_for_use(n));
+        let lost = |node: Option<&Node>| node.and_then(|n| n.host.as_ref()).is_none_or(|host| !host.ready);
+        let stays = |pod: &Pod, node: Option<&Node>| !(pod.deleting && lost(node));
         self.count_pods(workload, pod_set, stays)
     }
 

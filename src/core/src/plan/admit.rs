@@ -15,7 +15,7 @@ use super::{Action, Pass};
 use crate::hands::{self, Hands};
 use crate::id::{Attempt, NodeName, PodSetName, WorkloadUid};
 use crate::ledger::Ledger;
-use crate::node::{Node, ObservedSlice, SliceState};
+use crate::node::{Claim, Node, ObservedSlice, SliceState};
 use crate::profile::ProfileName;
 use crate::time::Timestamp;
 use crate::workload::{Check, CheckState, Demand, Nodes, PodSetDemand, Reservation, Workload};
@@ -30,7 +30,8 @@ impl Pass<'_> {
     pub(super) fn admit(&mut self) {
         let mut open: Vec<(&Workload, &Reservation)> =
             self.world.workloads.values().filter_map(|w| Some((w, w.open()?))).collect();
-        open.sort_by_key(|(w, r)| (r.since, &w.key));
+        // What has been let in comes first: what it has lost, it needs at once.
+        open.sort_by_key(|(w, r)| (!w.passed(), r.since, &w.key));
         let mut promised = self.promised();
         for (workload, reservation) in open {
             self.admit_one(workload, reservation, &mut promised);
@@ -43,7 +44,7 @@ impl Pass<'_> {
         }
         // What runs keeps running, whatever becomes of the policy or the flavor that let it in.
         let runs = workload.admitted;
-        let passed = workload.checks.iter().all(|c| c.state == CheckState::Ready);
+        let passed = workload.passed();
         let demand = match &reservation.demand {
             Demand::Unknown(_) | Demand::Invalid(_) if runs => return,
             Demand::Slices(demand) => demand,
@@ -75,8 +76,12 @@ impl Pass<'_> {
         if let Err(obstacle) = self.place(workload, &reservation.attempt, demand) {
             return self.turn_away(workload, reservation, passed, &obstacle.0);
         }
+        if passed {
+            self.promise_more(workload, &reservation.attempt, promised);
+        }
         if self.schedulable(workload, reservation, demand, passed, promised) {
-            let label: Vec<PodSetName> = demand.iter().map(|p| p.name.clone()).collect();
+            let label = |p: &PodSetDemand| p.label.clone().unwrap_or_else(|| workload.key.uid.clone());
+            let label: Vec<_> = demand.iter().map(|p| (p.name.clone(), label(p))).collect();
             for check in workload.checks.iter().filter(|c| c.state != CheckState::Ready) {
                 self.set_check(workload, check, CheckState::Ready, READY, &label);
             }
@@ -128,12 +133,18 @@ impl Pass<'_> {
             return;
         }
         let until = workload.held_until(reservation);
-        if !passed && until <= self.now {
+        if self.may_start_over(workload) && !passed && until <= self.now {
             self.tell(workload, CheckState::Retry, obstacle);
         } else {
             self.recheck(until);
             self.tell(workload, CheckState::Pending, obstacle);
         }
+    }
+
+    /// Whether a workload may be evicted for want of slices. A job that only wants to be larger may not: Kueue would end the pods
+    /// that run, and cannot start it again (0.18: its own annotations are in the way).
+    pub(super) fn may_start_over(&self, workload: &Workload) -> bool {
+        workload.replaces.is_none() || !self.has_live_pods(&workload.key)
     }
 
     /// Strikes out what a reservation has claimed, unless something may run on it. What an earlier one has left is released
@@ -156,7 +167,7 @@ impl Pass<'_> {
         let until =
             workload.held_until(reservation).max(reservation.since + self.limits.patience).max(patience);
         let nodes = self.claimed_on(workload, demand);
-        if until <= self.now {
+        if self.may_start_over(workload) && until <= self.now {
             self.give_up(workload, &reservation.attempt);
             self.tell(
                 workload,
@@ -302,6 +313,22 @@ impl Pass<'_> {
         promised
     }
 
+    /// Adds to what is promised the claims that a workload that has passed is to have from now on: nobody else is told that
+    /// slices for them are his.
+    fn promise_more(&self, workload: &Workload, attempt: &Attempt, promised: &mut Promised) {
+        let theirs = |claim: &&Claim| claim.workload.uid == workload.key.uid && claim.attempt == *attempt;
+        for (name, book) in &self.books {
+            let confirmed =
+                self.world.nodes.get(name).and_then(|n| n.mig.as_ref()).map(|m| &m.confirmed.claims);
+            for claim in book.claims().iter().filter(theirs) {
+                let same = |c: &&Claim| theirs(c) && c.pod_set == claim.pod_set && c.profile == claim.profile;
+                let before = confirmed.into_iter().flatten().find(same).map_or(0, |c| c.slices);
+                let more = claim.slices.saturating_sub(before);
+                *promised.slices.entry((name.clone(), claim.profile.clone())).or_default() += more;
+            }
+        }
+    }
+
     /// Sets every check of the workload that does not say so already.
     pub(super) fn tell(&mut self, workload: &Workload, state: CheckState, message: &str) {
         for check in &workload.checks {
@@ -318,7 +345,7 @@ impl Pass<'_> {
         check: &Check,
         state: CheckState,
         message: &str,
-        label: &[PodSetName],
+        label: &[(PodSetName, WorkloadUid)],
     ) {
         // Only one write to a Workload at a time: the second would carry the same precondition and fail.
         let under_way = |action: &Action| matches!(action, Action::SetCheck { workload: w, .. } if w.uid == workload.key.uid);

@@ -1,15 +1,16 @@
 //! Elastic jobs: a Workload that takes over from another.
 //!
 //! When an elastic job is scaled up, Kueue makes a Workload of the new size that names the one it replaces, and finishes the
-//! old one (`WorkloadSliceReplaced`) as soon as the new one has quota, before any check of it has passed
-//! (`pkg/scheduler/scheduler.go`; KEP-77). The pods go on running, and bear the old Workload's uid for as long as they
-//! live, as do those that are made from the same template later.
+//! old one as soon as the new one has quota, before any check of it has passed (KEP-77). The reason is `WorkloadSliceReplaced` or
+//! `OutOfSync`, depending on whether its scheduler or its job reconciler comes first. The pods go on running, and bear the old
+//! Workload's uid for as long as they live, as do those that are made from the same template later.
 
 use std::collections::BTreeMap;
 
 use super::{Pass, Snapshot};
 use crate::id::WorkloadUid;
-use crate::workload::Workload;
+use crate::node::Claim;
+use crate::workload::{Demand, Reservation, Workload};
 
 /// For each uid of a Workload that has an heir: the uid of its last heir.
 pub(super) type Heirs = BTreeMap<WorkloadUid, WorkloadUid>;
@@ -30,13 +31,13 @@ pub(super) fn heirs<'a>(world: &'a Snapshot) -> Heirs {
         // A ring of names, which a person could write, must not be followed for ever.
         for _ in 0..world.workloads.len() {
             let key = (&*workload.key.namespace, &*workload.key.name);
-            let Some(successor) = successors.get(&key).filter(|_| workload.replaced) else { break };
+            let Some(successor) = successors.get(&key).filter(|_| workload.finished) else { break };
             workload = successor;
         }
         workload.key.uid.clone()
     };
     let mut heirs = Heirs::new();
-    for workload in world.workloads.values().filter(|w| w.replaced) {
+    for workload in world.workloads.values().filter(|w| w.finished) {
         let heir = last(workload);
         if heir != workload.key.uid {
             heirs.insert(workload.key.uid.clone(), heir);
@@ -59,7 +60,7 @@ pub(super) fn heirs<'a>(world: &'a Snapshot) -> Heirs {
             w.owner.as_ref() == Some(owner)
                 && w.key.namespace == pod.key.namespace
                 && w.replaces.is_some()
-                && !w.replaced
+                && !w.finished
         });
         if let (Some(heir), None) = (of_owner.next(), of_owner.next()) {
             heirs.insert(old.clone(), heir.key.uid.clone());
@@ -75,13 +76,24 @@ impl Pass<'_> {
     }
 
     /// Enters the claims of Workloads that have been replaced as their heirs', once these have quota: the pods that run on
-    /// them keep their slices.
+    /// them keep their slices. What the heir does not ask for, or what an earlier reservation has left, is released in its
+    /// own time.
     pub(super) fn inherit(&mut self) {
         for (old, heir) in &self.heirs {
             let Some(heir) = self.world.workloads.get(heir).filter(|w| w.entitled()) else { continue };
-            let Some(reservation) = &heir.reservation else { continue };
+            let Some(Reservation { attempt, demand: Demand::Slices(demand), .. }) = &heir.reservation else {
+                continue;
+            };
+            let last = self.world.workloads.get(old).and_then(|w| w.reservation.as_ref()).map(|r| &r.attempt);
+            let wanted = |claim: &Claim| {
+                let pod_set = demand.iter().find(|pod_set| pod_set.name == claim.pod_set);
+                let each = pod_set.and_then(|pod_set| pod_set.slices.get(&claim.profile)).copied();
+                claim.workload.uid == *old
+                    && last.is_none_or(|last| *last == claim.attempt)
+                    && each.is_some_and(|each| each * claim.pods == claim.slices)
+            };
             for book in self.books.values_mut() {
-                book.transfer_claims(old, &heir.key, &reservation.attempt);
+                book.transfer_claims(wanted, &heir.key, attempt);
             }
         }
     }

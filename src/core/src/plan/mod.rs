@@ -154,8 +154,8 @@ pub enum Action {
         state: CheckState,
         /// The new message.
         message: String,
-        /// The pod sets whose pods are to carry the workload's label.
-        label: Vec<PodSetName>,
+        /// The pod sets whose pods are to carry a label, with the workload uid in it.
+        label: Vec<(PodSetName, WorkloadUid)>,
     },
     /// Read the workload's pods from the API server, so that its claims can be dropped without a doubt.
     Confirm {

@@ -8,7 +8,7 @@ use crate::id::{NodeName, PodSetName, WorkloadUid};
 use crate::node::{MigNode, Node, SliceState};
 use crate::profile::ProfileName;
 use crate::time::Timestamp;
-use crate::workload::{CheckState, PodSetDemand, Workload};
+use crate::workload::{PodSetDemand, Workload};
 
 impl<'a> Pass<'a> {
     pub(super) fn steer(&mut self) {
@@ -76,7 +76,7 @@ impl<'a> Pass<'a> {
     ) -> Option<NodeName> {
         let reservation =
             workload.reservation.as_ref().filter(|_| workload.entitled() && !workload.evicted)?;
-        if !workload.checks.iter().all(|c| c.state == CheckState::Ready) {
+        if !workload.passed() {
             return None;
         }
         let demand = workload.demand_of(pod_set)?;

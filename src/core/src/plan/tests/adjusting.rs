@@ -1,15 +1,10 @@
 use std::time::Duration;
 
-use super::world::{HOLD, World, pod_set};
+use super::world::{HOLD, World};
 use crate::geometry::tests::a30;
 use crate::id::PodUid;
 use crate::plan::Action;
-use crate::workload::{CheckState, Demand};
-
-fn ask_for(world: &mut World, name: &str, pods: u32) {
-    let demand = Demand::Slices(vec![pod_set(pods, &[("4g.24gb", 1)])]);
-    world.workload_mut(name).reservation.as_mut().unwrap().demand = demand;
-}
+use crate::workload::CheckState;
 
 /// `job` runs a pod on each of two full nodes.
 fn two_running() -> (World, Vec<PodUid>) {
@@ -38,7 +33,7 @@ fn loses(world: &mut World, pod: &PodUid) -> PodUid {
 fn claims_that_no_pod_will_need_go_back_while_the_others_run() {
     let (mut world, pods) = two_running();
     world.end_pod(&pods[0]);
-    ask_for(&mut world, "job", 1);
+    world.ask_for("job", |_| 1);
     world.settle();
     assert_eq!(world.claims("job"), [(node_of(&world, &pods[1]), 1)].into());
     assert_eq!(world.state("job"), CheckState::Ready);
@@ -50,13 +45,13 @@ fn claims_that_no_pod_will_need_go_back_while_the_others_run() {
 #[test]
 fn a_claim_on_which_a_pod_runs_stays_though_fewer_are_asked_for() {
     let (mut world, pods) = two_running();
-    ask_for(&mut world, "job", 1);
+    world.ask_for("job", |_| 1);
     world.settle();
     assert_eq!(world.claims("job").len(), 2);
     world.end_pod(&pods[0]);
     world.settle();
     assert_eq!(world.claims("job"), [(node_of(&world, &pods[1]), 1)].into());
-    ask_for(&mut world, "job", 0);
+    world.ask_for("job", |_| 0);
     world.settle();
     assert_eq!(world.claims("job").len(), 1);
     world.end_pod(&pods[1]);

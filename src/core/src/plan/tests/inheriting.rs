@@ -1,20 +1,11 @@
-use super::world::{World, pod_set};
+use super::world::{HOLD, World, pod_set};
 use crate::geometry::tests::{a30, a100};
-use crate::id::WorkloadUid;
+use crate::id::{PodUid, WorkloadUid};
 use crate::node::SliceState;
 use crate::plan::Action;
 use crate::workload::{CheckState, Demand};
 
-/// Kueue scales a job up: a Workload of the new size replaces the old one, which is finished once the new one has quota.
-fn scale_up(world: &mut World, old: &str, new: &str, pods: u32) {
-    world.submit(new, pods, &[("1g.10gb", 1)]);
-    let successor = world.workload_mut(new);
-    (successor.replaces, successor.owner) = (Some(old.into()), Some("job-uid".into()));
-    let predecessor = world.workload_mut(old);
-    (predecessor.finished, predecessor.replaced) = (true, true);
-}
-
-fn one_running() -> (World, crate::id::PodUid) {
+fn one_running() -> (World, PodUid) {
     let mut world = World::with_nodes(&[&[a100()]]);
     world.submit("first", 1, &[("1g.10gb", 1)]);
     world.settle();
@@ -28,7 +19,19 @@ fn one_running() -> (World, crate::id::PodUid) {
 fn a_workload_that_replaces_another_takes_over_its_claims_and_pods() {
     let (mut world, pod) = one_running();
     let held = world.held[&pod].clone();
-    scale_up(&mut world, "first", "second", 3);
+    world.replace("first", "second", 2);
+    let reservation = world.workload_mut("second").reservation.as_mut().unwrap();
+    if let Demand::Slices(demand) = &mut reservation.demand {
+        demand[0].label = Some("first".into());
+    }
+    world.agents();
+    world.step();
+    world.agents();
+    let labels = world.step().into_iter().find_map(|action| match action {
+        Action::SetCheck { label, .. } => Some(label),
+        _ => None,
+    });
+    assert_eq!(labels, Some(vec![("main".into(), "first".into())]), "another label would be a conflict");
     world.settle();
     assert_eq!(world.claims("first"), [].into());
     assert_eq!(world.claims("second"), [("n0".to_owned(), 3)].into());
@@ -48,11 +51,8 @@ fn a_workload_that_replaces_another_takes_over_its_claims_and_pods() {
 #[test]
 fn claims_are_handed_on_over_several_replacements_even_of_workloads_that_are_gone() {
     let (mut world, _) = one_running();
-    scale_up(&mut world, "first", "second", 2);
-    scale_up(&mut world, "second", "third", 3);
-    world.snap.workloads.remove(&WorkloadUid::new("second"));
-    scale_up(&mut world, "first", "second", 2);
-    scale_up(&mut world, "second", "third", 3);
+    world.replace("first", "second", 1);
+    world.replace("second", "third", 1);
     world.settle();
     assert_eq!(world.claims("third"), [("n0".to_owned(), 3)].into());
     // Only the label on the pods is left of the first two; their owner says whose they are.
@@ -70,10 +70,7 @@ fn what_runs_on_is_not_released_while_the_successor_waits_for_room() {
     world.settle();
     let pod = world.create_pod("first");
     world.settle();
-    world.submit_demand("second", Demand::Slices(vec![pod_set(2, &[("4g.24gb", 1)])]));
-    world.workload_mut("second").replaces = Some("first".into());
-    let first = world.workload_mut("first");
-    (first.finished, first.replaced) = (true, true);
+    world.replace("first", "second", 1);
     world.settle();
     assert_eq!(world.claims("second"), [("n0".to_owned(), 1)].into(), "what runs is claimed");
     assert_eq!(world.state("second"), CheckState::Pending);
@@ -94,13 +91,34 @@ fn what_runs_on_is_not_released_while_the_successor_waits_for_room() {
 }
 
 #[test]
-fn a_workload_that_finishes_for_itself_leaves_nothing_to_another_of_that_name() {
+fn what_the_successor_does_not_ask_for_is_given_back() {
     let (mut world, pod) = one_running();
+    world.replace("first", "second", 1);
+    let other = Demand::Slices(vec![pod_set(1, &[("2g.20gb", 1)])]);
+    world.workload_mut("second").reservation.as_mut().unwrap().demand = other;
+    world.settle();
+    assert_eq!(world.claims("first"), [("n0".to_owned(), 1)].into(), "its pod lives");
     world.end_pod(&pod);
-    world.finish("first");
-    world.submit("second", 1, &[("1g.10gb", 1)]);
-    world.workload_mut("second").replaces = Some("first".into());
     world.settle();
     assert_eq!(world.claims("first"), [].into());
     assert_eq!(world.claims("second"), [("n0".to_owned(), 1)].into());
+}
+
+#[test]
+fn a_job_that_runs_is_not_killed_because_it_cannot_grow() {
+    let mut world = World::with_nodes(&[&[a30()]]);
+    world.submit("first", 1, &[("4g.24gb", 1)]);
+    world.settle();
+    world.create_pod("first");
+    world.settle();
+    world.replace("first", "second", 1);
+    world.create_pod("first");
+    world.pass_time(HOLD * 100);
+    world.settle();
+    let (state, message) = world.check("second");
+    assert_eq!(state, CheckState::Pending, "Kueue would suspend the job and kill what runs");
+    assert!(message.starts_with("Pod set main asks for 2 pods"), "{message}");
+    world.ask_for("second", |_| 1);
+    world.settle();
+    assert_eq!(world.state("second"), CheckState::Ready, "scaled down again, it has what it asks for");
 }

@@ -187,13 +187,13 @@ impl World {
             assert!(covered, "{node}: more {profile} claimed than declared");
         }
         for old in &mig.confirmed.claims {
-            let mut same = spec.claims.iter().filter(|c| {
-                c.workload.uid == self.heir(&old.workload.uid)
-                    && (c.attempt == old.attempt || c.workload.uid != old.workload.uid)
-                    && c.pod_set == old.pod_set
-                    && c.profile == old.profile
+            let heir = self.heir(&old.workload.uid);
+            let same = spec.claims.iter().filter(|c| {
+                let theirs = c.workload == old.workload && c.attempt == old.attempt;
+                let inherited = heir != old.workload.uid && c.workload.uid == heir;
+                (theirs || inherited) && c.pod_set == old.pod_set && c.profile == old.profile
             });
-            let kept = same.next().map_or(0, |c| c.pods);
+            let kept = same.map(|c| c.pods).max().unwrap_or(0);
             if kept < old.pods {
                 self.may_drop(node, &old.workload.uid, &old.attempt, kept);
             }
@@ -207,10 +207,10 @@ impl World {
     }
 
     /// The Workload that has taken over from another, or the other.
-    fn heir(&self, uid: &WorkloadUid) -> WorkloadUid {
-        let Some(old) = self.snap.workloads.get(uid).filter(|w| w.replaced) else { return uid.clone() };
+    pub fn heir(&self, uid: &WorkloadUid) -> WorkloadUid {
+        let Some(old) = self.snap.workloads.get(uid).filter(|w| w.finished) else { return uid.clone() };
         let mut successors = self.snap.workloads.values();
-        let heir = successors.find(|w| w.replaces.as_ref() == Some(&old.key.name) && w.reservation.is_some());
+        let heir = successors.find(|w| w.replaces.as_ref() == Some(&old.key.name));
         heir.map_or_else(|| uid.clone(), |w| self.heir(&w.key.uid))
     }
 
@@ -231,8 +231,10 @@ impl World {
             here.filter(|p| p.node.as_ref() == Some(node) || (p.node.is_none() && p.pinned == hostname));
         assert!(here.count() <= kept as usize, "S5: {uid} still has pods on {node}");
         let Some(workload) = self.snap.workloads.get(uid) else { return };
-        let current =
-            workload.entitled() && workload.reservation.as_ref().is_some_and(|r| r.attempt == *attempt);
+        // What an heir has inherited is its own.
+        let inherited = heir != *uid && self.snap.workloads[&heir].entitled();
+        let current = inherited
+            || workload.entitled() && workload.reservation.as_ref().is_some_and(|r| r.attempt == *attempt);
         assert!(
             current || self.snap.confirmed.contains(&(uid.clone(), attempt.clone())),
             "the pods of {uid} were not read again before its claim was dropped"
