@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::api_server::{Change, Draft, Guard, Watch};
 use super::machine::{Gi, Journal, Machine, Silicon};
 use super::objects::{MigStatus, ms, node_key};
-use super::world::{Call, Event, Fate, Mutation, Who, World};
+use super::world::{Call, Event, Fate, Mutation, World};
 use crate::agent::{Failure, GpuView, Holder, Instance, Offer, Operation, Report, agent_step, servable};
 use crate::geometry::{Place, Slice};
 use crate::id::{GpuUuid, NodeName};
@@ -245,10 +245,9 @@ fn instance(id: u32, gi: &Gi, ours: bool, known: Option<&Instance>) -> Instance 
 
 fn observed(report: &Report) -> ObservedSlice {
     let holder = match &report.holder {
-        Some(Holder::Pod(name)) => name.split_once('/').map(|(namespace, name)| node::Holder::Pod {
-            namespace: namespace.into(),
-            name: name.into(),
-        }),
+        Some(Holder::Pod(name)) => name
+            .split_once('/')
+            .map(|(namespace, name)| node::Holder::Pod { namespace: namespace.into(), name: name.into() }),
         Some(Holder::Process(id)) => Some(node::Holder::Process(*id)),
         Some(Holder::Unnamed) | None => None,
     };
@@ -318,7 +317,8 @@ impl World {
     /// The agent reads its MIGNode and NVML.
     pub fn agent_listed(&mut self, node: &NodeName, incarnation: u32) {
         let behind = ms(self.draw(0..100)) + self.cache_lag;
-        let version = self.api.revision_at(Timestamp(self.now.0 - i64::try_from(behind.as_millis()).unwrap()));
+        let version =
+            self.api.revision_at(Timestamp(self.now.0 - i64::try_from(behind.as_millis()).unwrap()));
         let list = self.api.migs.list_at(version).unwrap();
         let watch = self.api.migs.watch(version).unwrap();
         let backlog = self.api.migs.behind(&watch);
@@ -362,7 +362,7 @@ impl World {
         let mut events = std::iter::from_fn(|| api.migs.next(&mut feed.watch).cloned());
         let Some(event) = events.find(|event| *event.object.meta.key.name == *node.as_str()) else { return };
         if self.event_point() {
-            self.say(|| format!("the watch of agent {node} breaks"));
+            self.say(|| format!("the watch of agent {node} BREAKS"));
             if let Some(feed) = self.agent_of(node, incarnation).and_then(|agent| agent.feed.as_mut()) {
                 feed.epoch += 1;
             }
@@ -448,7 +448,7 @@ impl World {
 
     /// A write of an agent's. Whether the agent goes on after it.
     fn agent_writes(&mut self, node: &NodeName, what: &str, write: impl FnOnce(&mut Self)) -> bool {
-        let fate = self.write_point(Who::Agent(node.clone()));
+        let fate = self.write_point();
         self.say(|| format!("agent {node}: {what}{}", fate.note()));
         if !matches!(fate, Fate::CrashBefore | Fate::Fails) {
             write(self);
@@ -470,7 +470,14 @@ impl World {
     }
 
     /// Begins what is to be done on the GPUs.
-    fn act(&mut self, node: &NodeName, incarnation: u32, wanted: &Wanted, serves: &BTreeSet<Place>, on_node: bool) {
+    fn act(
+        &mut self,
+        node: &NodeName,
+        incarnation: u32,
+        wanted: &Wanted,
+        serves: &BTreeSet<Place>,
+        on_node: bool,
+    ) {
         let (now, mutation) = (self.now, self.mutation);
         let Machine { agent, journal, .. } = self.machine(node);
         let Some(agent) = agent else { return };
@@ -613,7 +620,9 @@ impl World {
             (Operation::Destroy { .. }, true) => "destroys GPU instance",
         };
         let slice = call.operation.slice().clone();
-        self.say(|| format!("agent {node} {stage} {}@{} on {gpu}{}", slice.profile, slice.start, fate.note()));
+        self.say(|| {
+            format!("agent {node} {stage} {}@{} on {gpu}{}", slice.profile, slice.start, fate.note())
+        });
         match fate {
             Fate::CrashBefore => return self.kill_agent(&node),
             // The call hangs for a while.

@@ -73,7 +73,8 @@ impl World {
         let mut promised = BTreeMap::new();
         for claim in spec.claims.iter().filter(|claim| self.is_rightful(claim)) {
             let passes = self.workload_by_uid(claim).and_then(|w| w.status.check().map(|c| c.state));
-            let pledge = (claim.workload.uid.clone(), claim.attempt.clone(), node.clone(), claim.profile.clone());
+            let pledge =
+                (claim.workload.uid.clone(), claim.attempt.clone(), node.clone(), claim.profile.clone());
             if let (Some(CheckState::Ready), Some(pledged)) = (passes, self.pledges.get(&pledge)) {
                 *promised.entry(claim.profile.clone()).or_default() += claim.slices.min(*pledged);
             }
@@ -128,7 +129,9 @@ impl World {
         for (profile, promised) in self.promised(node, &mig.spec) {
             let usable = usable.get(&profile).copied().unwrap_or(0);
             if promised > usable {
-                return Err(format!("S2: {promised} × {profile} are promised on {node}, {usable} are usable"));
+                return Err(format!(
+                    "S2: {promised} × {profile} are promised on {node}, {usable} are usable"
+                ));
             }
         }
         let claimed = self.claimed_by_job(&mig.spec);
@@ -168,13 +171,16 @@ impl World {
         if !self.is_well(node) {
             return;
         }
-        let (old, new, live) = (self.claimed_by_job(before), self.claimed_by_job(after), self.live_by_job(node));
+        let (old, new, live) =
+            (self.claimed_by_job(before), self.claimed_by_job(after), self.live_by_job(node));
         for (job, pods) in old {
             let left = new.get(&job).copied().unwrap_or(0);
             let live = live.get(&job).copied().unwrap_or(0);
             if left < pods && live > left {
                 self.breach(|| {
-                    format!("S5: claims of {job} on {node} went from {pods} pods to {left}, and {live} are there")
+                    format!(
+                        "S5: claims of {job} on {node} went from {pods} pods to {left}, and {live} are there"
+                    )
                 });
             }
         }
@@ -185,13 +191,16 @@ impl World {
         let name = before.meta.key.name.clone();
         let from = before.status.checks.iter().find(|c| c.name == OURS).map(|c| c.state);
         let status = &before.status;
-        let in_turn = status.quota.is_some() && !status.evicted && status.finished.is_none() && before.spec.active;
-        let withdrawn = from == Some(CheckState::Ready) && to == CheckState::Pending && status.quota.is_none();
+        let in_turn =
+            status.quota.is_some() && !status.evicted && status.finished.is_none() && before.spec.active;
+        let withdrawn =
+            from == Some(CheckState::Ready) && to == CheckState::Pending && status.quota.is_none();
         if !in_turn && !withdrawn {
             return self.breach(|| format!("{name} is given the verdict {to:?} out of turn"));
         }
         if matches!(from, Some(CheckState::Retry | CheckState::Rejected)) {
-            return self.breach(|| format!("{name} is given the verdict {to:?} before Kueue has heard {from:?}"));
+            return self
+                .breach(|| format!("{name} is given the verdict {to:?} before Kueue has heard {from:?}"));
         }
         if to != CheckState::Ready {
             return;
@@ -220,7 +229,9 @@ impl World {
             }
         }
         if pods < demanded(before) {
-            self.breach(|| format!("S4: {name} is Ready with claims for {pods} pods of {}", demanded(before)));
+            self.breach(|| {
+                format!("S4: {name} is Ready with claims for {pods} pods of {}", demanded(before))
+            });
         } else if let Some(lacking) = lacking {
             self.breach(|| format!("S4: {name} is Ready, and {lacking}"));
         }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::api_server::{Change, Guard, Key, Object, Refusal, Watch};
 use super::objects::{self, Api, MigNode, Node, OURS, Of, Pod, Workload, label, ms, node_key};
-use super::world::{Event, Fate, Mutation, Who, World};
+use super::world::{Event, Fate, Mutation, World};
 use crate::id::{Attempt, NodeName, PodUid, WorkloadKey, WorkloadUid};
 use crate::node::{self, NodeSpec};
 use crate::plan::{Action, Notice, Snapshot, plan};
@@ -152,7 +152,12 @@ impl Controller {
         }
         for (uid, object) in &self.pods {
             let over = object.status.is_terminal();
-            let host = object.spec.node.as_ref().filter(|_| !over).and_then(|n| snapshot.nodes.get_mut(n)?.host.as_mut());
+            let host = object
+                .spec
+                .node
+                .as_ref()
+                .filter(|_| !over)
+                .and_then(|n| snapshot.nodes.get_mut(n)?.host.as_mut());
             if let Some(host) = host {
                 host.used.add(&object.spec.shape.requests, 1);
                 *host.bound.entry((label(object), objects::POD_SET.into())).or_default() += 1;
@@ -272,11 +277,18 @@ impl Controller {
     }
 
     /// Takes in a complete list. Returns the watch that goes on from it, and how far that is behind.
-    fn take_list(&mut self, now: Timestamp, of: Of, version: u64, api: &Api) -> Result<(Watch, usize), Refusal> {
+    fn take_list(
+        &mut self,
+        now: Timestamp,
+        of: Of,
+        version: u64,
+        api: &Api,
+    ) -> Result<(Watch, usize), Refusal> {
         match of {
             Of::Workloads => {
                 let list = api.workloads.list_at(version)?;
-                let uids: BTreeSet<WorkloadUid> = list.items.iter().map(|o| objects::workload_uid(o)).collect();
+                let uids: BTreeSet<WorkloadUid> =
+                    list.items.iter().map(|o| objects::workload_uid(o)).collect();
                 self.workloads.retain(|uid, _| uids.contains(uid));
                 list.items.into_iter().for_each(|object| self.set_workload(object));
                 let watch = api.workloads.watch(version)?;
@@ -447,7 +459,8 @@ impl World {
             return;
         }
         let behind = ms(self.draw(0..150)) + self.cache_lag;
-        let version = self.api.revision_at(Timestamp(self.now.0 - i64::try_from(behind.as_millis()).unwrap()));
+        let version =
+            self.api.revision_at(Timestamp(self.now.0 - i64::try_from(behind.as_millis()).unwrap()));
         let controller = &mut self.controllers[id];
         let (watch, backlog) = controller.take_list(self.now, of, version, &self.api).unwrap();
         let epoch = controller.feeds.get(&of).map_or(0, |feed| feed.epoch + 1);
@@ -486,7 +499,7 @@ impl World {
             return self.at(held_until, Event::Delivered { controller: id, of, epoch });
         }
         if self.event_point() {
-            self.say(|| format!("the watch of {of:?} breaks"));
+            self.say(|| format!("the watch of {of:?} BREAKS"));
             self.controllers[id].feeds.get_mut(&of).unwrap().epoch += 1;
             return self.after(ms(2000), Event::Listed { controller: id, of });
         }
@@ -516,11 +529,12 @@ impl World {
         if controller.life != Life::Runs || !controller.synced() {
             return;
         }
-        let freezes = self.decision_point(id);
+        self.decision_point(id);
         let controller = &mut self.controllers[id];
         controller.prune();
         let plan = plan(self.now, &controller.snapshot(&self.policy), &self.limits);
         controller.told.retain(|notice| plan.notices.contains(notice));
+        let freezes = if plan.actions.is_empty() { None } else { self.act_point() };
         for action in plan.actions {
             if self.mutation == Some(Mutation::Unconfirmed)
                 && let Action::Confirm { workload, attempts, .. } = &action
@@ -543,7 +557,7 @@ impl World {
             self.at(at.max(self.now + ms(1)), Event::Decides { controller: id });
         }
         if freezes.is_some() {
-            self.say(|| format!("controller {id} freezes"));
+            self.say(|| format!("controller {id} FREEZES with its decisions made"));
             self.controllers[id].life = Life::Frozen;
             self.after(ms(500), Event::StartController);
         }
@@ -554,7 +568,7 @@ impl World {
         if self.controllers[id].cut_off {
             return;
         }
-        let fate = self.write_point(Who::Controller(id));
+        let fate = self.write_point();
         self.say(|| format!("controller {id}: {}{}", describe(action), fate.note()));
         let refused = matches!(fate, Fate::CrashBefore | Fate::Fails);
         let done = if refused { Self::failed(action) } else { self.perform(action) };

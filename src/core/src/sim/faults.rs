@@ -14,6 +14,8 @@ pub struct Counts {
     pub calls: u32,
     pub events: u32,
     pub decisions: u32,
+    /// The decisions to do something.
+    pub acts: u32,
 }
 
 /// What a controller does not hear of for a while.
@@ -80,18 +82,30 @@ pub enum Fault {
 }
 
 impl Fault {
-    /// Everything that can go wrong once in a course of events.
+    /// Everything that can go wrong once in a course of events. A view of one kind that is behind matters at any decision: each
+    /// has its turn.
     pub fn all(counts: Counts) -> Vec<Self> {
         let mut all = Vec::new();
         for n in 1..=counts.writes {
-            all.extend([Self::CrashBeforeWrite(n), Self::CrashAfterWrite(n), Self::WriteFails(n), Self::AnswerLost(n)]);
+            all.extend([
+                Self::CrashBeforeWrite(n),
+                Self::CrashAfterWrite(n),
+                Self::WriteFails(n),
+                Self::AnswerLost(n),
+            ]);
         }
         for n in 1..=counts.calls {
-            all.extend([Self::CrashBeforeCall(n), Self::CrashAfterCall(n), Self::CallFails(n), Self::CallHangs(n)]);
+            all.extend([
+                Self::CrashBeforeCall(n),
+                Self::CrashAfterCall(n),
+                Self::CallFails(n),
+                Self::CallHangs(n),
+            ]);
         }
         all.extend((1..=counts.events).map(Self::EventLost));
-        for n in 1..=counts.decisions {
-            all.extend(View::ALL.map(|view| Self::StaleView(n, view)));
+        let turns = View::ALL.into_iter().cycle();
+        all.extend((1..=counts.decisions).zip(turns).map(|(n, view)| Self::StaleView(n, view)));
+        for n in 1..=counts.acts {
             all.extend(Wakes::ALL.map(|wakes| Self::OldLeader(n, wakes)));
         }
         all
@@ -126,9 +140,12 @@ impl FromStr for Fault {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = || format!("{text:?} is no fault; they read as in crash-after-write:3 or stale-view:7:Pods");
+        let wrong =
+            || format!("{text:?} is no fault; they read as in crash-after-write:3 or stale-view:7:Pods");
         let n = text.split(':').nth(1).and_then(|n| n.parse().ok()).ok_or_else(wrong)?;
-        let counts = Counts { writes: n, calls: n, events: n, decisions: n };
-        Self::all(counts).into_iter().find(|fault| fault.to_string() == text).ok_or_else(wrong)
+        let counts = Counts { writes: n, calls: n, events: n, decisions: 0, acts: n };
+        let views = View::ALL.map(|view| Self::StaleView(n, view));
+        let mut all = Self::all(counts).into_iter().chain(views);
+        all.find(|fault| fault.to_string() == text).ok_or_else(wrong)
     }
 }

@@ -10,6 +10,10 @@ use crate::id::{NodeName, PodUid, WorkloadUid};
 use crate::resources::Resources;
 
 /// A job.
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "traits of a job and how far it is, which vary independently"
+)]
 #[derive(Clone, Debug)]
 pub struct Job {
     pub name: String,
@@ -198,7 +202,8 @@ impl World {
         }
         let admitted = workload.as_ref().filter(|w| w.status.admitted && !w.status.evicted && !job.deleted);
         let Some(workload) = admitted else {
-            let suspended = !job.elastic || workload.is_none_or(|w| w.status.evicted || w.status.quota.is_none());
+            let suspended =
+                !job.elastic || workload.is_none_or(|w| w.status.evicted || w.status.quota.is_none());
             let doomed = if suspended || job.deleted { active } else { Vec::new() };
             if !doomed.is_empty() {
                 self.wake_kueue();

@@ -9,7 +9,7 @@
 
 use std::sync::Arc;
 
-use super::api_server::{Draft, Guard, Key, Object};
+use super::api_server::{Draft, Guard, Key, Marks, Object};
 use super::objects::{CheckEntry, OTHERS, OURS, REPLACED, Workload, WorkloadSpec, WorkloadStatus, key};
 use super::world::{Event, World};
 use crate::workload::CheckState;
@@ -65,7 +65,7 @@ impl World {
             replaces,
             others: job.others,
         };
-        let made = self.api.workloads.create(Draft { key: key(name), marks: Default::default(), spec });
+        let made = self.api.workloads.create(Draft { key: key(name), marks: Marks::default(), spec });
         if let Ok(object) = made {
             self.owners.insert(super::objects::workload_uid(&object), object.spec.job.to_string());
             self.say(|| format!("Kueue makes workload {name}"));
@@ -96,7 +96,8 @@ impl World {
         }
         if status.checks.is_empty() {
             let names = [OURS].into_iter().chain(workload.spec.others.then_some(OTHERS));
-            let entry = |name| CheckEntry { name, state: CheckState::Pending, message: String::new(), retries: 0 };
+            let entry =
+                |name| CheckEntry { name, state: CheckState::Pending, message: String::new(), retries: 0 };
             return self.set_status(key, "gets its checks", |s| s.checks = names.map(entry).collect());
         }
         let job = &self.jobs[&*workload.spec.job];
@@ -173,7 +174,8 @@ impl World {
                 let name = workload.meta.key.name.clone();
                 self.kueue.reserving = Some(name.clone());
                 let checks = workload.status.checks.clone();
-                return self.soon(5..30, Event::Reserves { workload: name, uid: workload.meta.uid.clone(), checks });
+                return self
+                    .soon(5..30, Event::Reserves { workload: name, uid: workload.meta.uid.clone(), checks });
             }
             let mut victims: Vec<Arc<Object<Workload>>> = self
                 .api
@@ -203,7 +205,8 @@ impl World {
         self.kueue.reserving = None;
         let (now, key) = (self.now, key(name));
         let Ok(workload) = self.api.workloads.get(&key) else { return };
-        if *workload.meta.uid == *uid && workload.status.quota.is_none() && workload.status.finished.is_none() {
+        if *workload.meta.uid == *uid && workload.status.quota.is_none() && workload.status.finished.is_none()
+        {
             let pods = workload.spec.pods;
             self.set_status(&key, "gets quota", |status| {
                 (status.quota, status.admission) = (Some(now.0 / 1000), Some(pods));

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::agent::Agent;
 use super::api_server::{Guard, Key};
 use super::objects::{Phase, ms, node_key};
-use super::world::{Event, Mutation, Who, World};
+use super::world::{Event, Mutation, World};
 use crate::agent::Compute;
 use crate::geometry::{Model, Place, Slice};
 use crate::id::{GpuUuid, NodeName, PodUid};
@@ -73,7 +73,6 @@ impl Journal {
 pub struct Guest {
     pub key: Key,
     pub tokens: Vec<Token>,
-    pub places: Vec<Place>,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -170,7 +169,10 @@ impl World {
             if pod.meta.deleting {
                 if kubelet.killing.insert(uid.clone()) {
                     let grace = if is_known { 200..1500 } else { 5..30 };
-                    self.soon(grace, Event::Killed { node: node.clone(), pod: uid, key: pod.meta.key.clone() });
+                    self.soon(
+                        grace,
+                        Event::Killed { node: node.clone(), pod: uid, key: pod.meta.key.clone() },
+                    );
                 }
             } else if !is_known && pod.status == Phase::Pending && kubelet.admitting.insert(uid.clone()) {
                 self.soon(5..20, Event::Admits { node: node.clone(), pod: uid, key: pod.meta.key.clone() });
@@ -226,12 +228,16 @@ impl World {
                 Some(gi) if gi.user.is_none() => gi.user = Some(uid.clone()),
                 Some(gi) => {
                     let user = gi.user.clone();
-                    self.breach(|| format!("S3: {place:?} on {node} was lent to {key} while {user:?} has it"));
+                    self.breach(|| {
+                        format!("S3: {place:?} on {node} was lent to {key} while {user:?} has it")
+                    });
                 }
-                None => self.breach(|| format!("S3: {place:?} on {node} was lent to {key} and does not exist")),
+                None => {
+                    self.breach(|| format!("S3: {place:?} on {node} was lent to {key} and does not exist"));
+                }
             }
         }
-        let guest = Guest { key: key.clone(), tokens, places };
+        let guest = Guest { key: key.clone(), tokens };
         self.machine(node).kubelet.guests.insert(uid.clone(), guest);
         let _ = self.api.pods.patch_status(key, &Guard::Any, |phase| *phase = Phase::Running);
         self.soon(1..5, Event::Look { node: node.clone() });
@@ -296,7 +302,7 @@ impl World {
 
     /// Asks the agent for slices, as Allocate does.
     fn allocate(&mut self, node: &NodeName, tokens: &[Token]) -> Option<Vec<Place>> {
-        let fate = self.write_point(Who::Agent(node.clone()));
+        let fate = self.write_point();
         if fate.is_before() {
             self.kill_agent(node);
             return None;

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use super::api_server::{Collection, Key, Kind, Object, Revisions};
 use crate::constraints::{Constraints, Traits};
-use crate::id::{Attempt, GpuUuid, NodeName, PodUid, WorkloadKey, WorkloadUid};
 use crate::geometry::Slice;
+use crate::id::{Attempt, GpuUuid, NodeName, PodUid, WorkloadKey, WorkloadUid};
 use crate::node::{Gpu, Host, NodeSpec, ObservedSlice};
 use crate::plan;
 use crate::profile::ProfileName;
@@ -136,7 +136,7 @@ impl Kind for Pod {
 
 /// The uid that a pod's label names.
 pub fn label(pod: &Object<Pod>) -> WorkloadUid {
-    pod.meta.marks.labels.get(WORKLOAD_LABEL).map(|uid| WorkloadUid::new(uid.clone())).unwrap_or("".into())
+    WorkloadUid::new(pod.meta.marks.labels.get(WORKLOAD_LABEL).cloned().unwrap_or_default())
 }
 
 #[derive(Clone, Debug, PartialEq)]

@@ -4,31 +4,6 @@ use super::story::{Do, Story, When, job, pod_of};
 use crate::geometry::tests::{a30, a100};
 use crate::workload::CheckState;
 
-/// All stories.
-pub fn all() -> Vec<Story> {
-    vec![
-        one_job(),
-        two_compete(),
-        preemption(),
-        gang_on_several_nodes(),
-        retried_pods(),
-        eviction_while_creating(),
-        hold_and_resume(),
-        node_lost(),
-        agent_restart_with_running_pods(),
-        elastic_up(),
-        elastic_down(),
-        reclaimable_pods(),
-        finish_and_reuse(),
-        deletion(),
-        preempted_by_a_gang(),
-        fragmentation(),
-        mixed_profiles(),
-        cpu_is_short(),
-        replacement_overlaps(),
-    ]
-}
-
 pub fn one_job() -> Story {
     Story {
         name: "one-job",
@@ -295,7 +270,10 @@ pub fn mixed_profiles() -> Story {
         name: "mixed-profiles",
         quota: 6,
         nodes: vec![vec![a30(), a30()], vec![a30()]],
-        jobs: vec![pod_of("mixed", &[("1g.6gb", 2), ("4g.24gb", 1)]).takes(4), job("other", "2g.12gb").takes(4)],
+        jobs: vec![
+            pod_of("mixed", &[("1g.6gb", 2), ("4g.24gb", 1)]).takes(4),
+            job("other", "2g.12gb").takes(4),
+        ],
         steps: vec![
             (When::Now, Do::Submit("other")),
             (When::Now, Do::Submit("mixed")),

@@ -4,14 +4,15 @@ use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::agent::Agent;
 use super::api_server::{Draft, Guard};
 use super::faults::{Counts, Fault};
 use super::jobs::Job;
 use super::machine::Machine;
-use super::objects::{NodeDef, OTHERS, OURS, Phase, Shape, hostname, key, node_key};
+use super::objects::{NodeDef, OTHERS, OURS, Phase, Shape, key, node_key};
 use super::world::{Event, Mutation, World};
-use crate::geometry::{Model, Slice};
 use crate::geometry::tests::a100;
+use crate::geometry::{Model, Slice};
 use crate::id::NodeName;
 use crate::resources::Resources;
 use crate::time::Timestamp;
@@ -33,8 +34,6 @@ pub enum When {
     Run(&'static str, u32),
     /// It is finished.
     IsDone(&'static str),
-    /// None of its pods is left.
-    IsGone(&'static str),
     /// The slices of the job's node are being made.
     NvmlWorks,
 }
@@ -86,6 +85,8 @@ pub fn pod_of(name: &str, slices: &[(&str, u32)]) -> Job {
     Job::new(name, shape)
 }
 
+/// What the log says when the story begins.
+pub const BEGINNING: &str = "— the story begins —";
 /// Who has no part in any story, and his node.
 const BYSTANDER: &str = "bystander";
 const ASIDE: &str = "aside";
@@ -106,7 +107,6 @@ pub struct Course {
     /// The first thing that must not have happened.
     pub breach: Option<String>,
     pub log: Vec<String>,
-    pub writes: u64,
 }
 
 /// What goes wrong, on purpose or by mistake, and who listens.
@@ -128,7 +128,11 @@ impl Story {
         for (when, what) in &self.steps {
             let deadline = world.now + PATIENCE;
             while world.breach.is_none() && !world.is(*when, since) {
-                let until = if let When::Later(seconds) = when { since + Duration::from_secs(*seconds) } else { deadline };
+                let until = if let When::Later(seconds) = when {
+                    since + Duration::from_secs(*seconds)
+                } else {
+                    deadline
+                };
                 world.step(until);
                 if world.now >= deadline && !world.is(*when, since) {
                     world.breach(|| format!("L1: it never came about that {when:?}, for {what:?}"));
@@ -162,7 +166,6 @@ impl Story {
             end: world.end(),
             breach: world.breach.clone(),
             log: world.log.take().unwrap_or_default(),
-            writes: world.writes,
         }
     }
 
@@ -172,9 +175,6 @@ impl Story {
         (world.fault, world.mutation) = (how.fault, how.mutation);
         world.log = how.logged.then(Vec::new);
         world.loud = how.loud;
-        if how.mutation == Some(Mutation::SpecUnguarded) {
-            world.api.migs.ignore_guards();
-        }
         for (i, models) in self.nodes.iter().enumerate() {
             world.add_node(&format!("n{i}"), "main", models, None);
         }
@@ -191,7 +191,7 @@ impl Story {
         let settled = world.now + Duration::from_secs(3);
         while world.step(settled) {}
         world.counting = true;
-        world.say(|| "— the story begins —".to_owned());
+        world.say(|| BEGINNING.to_owned());
         world
     }
 }
@@ -237,7 +237,9 @@ impl World {
     }
 
     fn is(&self, when: When, since: Timestamp) -> bool {
-        let runs = |job: &str| self.pods_of(job).iter().filter(|p| p.status == Phase::Running && !p.meta.deleting).count();
+        let runs = |job: &str| {
+            self.pods_of(job).iter().filter(|p| p.status == Phase::Running && !p.meta.deleting).count()
+        };
         let quota = |job: &str| self.workload_of(job).is_some_and(|w| w.status.quota.is_some());
         match when {
             When::Now => true,
@@ -253,11 +255,7 @@ impl World {
                 let mut all = self.api.workloads.iter().filter(|w| *w.spec.job == *job);
                 all.any(|w| w.status.finished == Some("Succeeded"))
             }
-            When::IsGone(job) => {
-                !self.api.workloads.iter().any(|w| *w.spec.job == *job)
-                    && self.pods_of(job).iter().all(|p| p.status.is_terminal())
-            }
-            When::NvmlWorks => self.machines.values().any(|m| m.agent.as_ref().is_some_and(|a| a.is_busy())),
+            When::NvmlWorks => self.machines.values().any(|m| m.agent.as_ref().is_some_and(Agent::is_busy)),
         }
     }
 
@@ -330,12 +328,18 @@ impl World {
                 .filter(|c| self.owners.get(&c.workload.uid) == Some(&job.name))
                 .map(|c| c.slices)
                 .sum();
-            let check = workload.and_then(|w| w.status.checks.iter().find(|c| c.name == OURS).map(|c| c.state));
+            let check =
+                workload.and_then(|w| w.status.checks.iter().find(|c| c.name == OURS).map(|c| c.state));
             let check = check.map(|state| format!(", {state:?}")).unwrap_or_default();
             let _ = write!(end, "{} {state}{check}: {run} run, {wait} wait, {claimed} claimed; ", job.name);
         }
-        let slices: usize =
-            self.machines.values().filter(|m| m.up).flat_map(|m| m.gpus.values()).map(|g| g.instances.len()).sum();
+        let slices: usize = self
+            .machines
+            .values()
+            .filter(|m| m.up)
+            .flat_map(|m| m.gpus.values())
+            .map(|g| g.instances.len())
+            .sum();
         // Without the bystander's and the one that is nobody's.
         let _ = write!(end, "{} slices", slices.saturating_sub(2));
         end
@@ -369,6 +373,5 @@ impl World {
         for what in left {
             self.breach(|| what);
         }
-        let _ = hostname;
     }
 }

@@ -43,11 +43,18 @@ pub enum Mutation {
     IdleTooEarly,
 }
 
-/// Who writes.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Who {
-    Controller(usize),
-    Agent(NodeName),
+impl Mutation {
+    pub const ALL: [Self; 9] = [
+        Self::SpecUnguarded,
+        Self::ChecksUnguarded,
+        Self::PodsUnguarded,
+        Self::Unconfirmed,
+        Self::AnswersUnheeded,
+        Self::HoldersOverlooked,
+        Self::IntentsUnwritten,
+        Self::BindingsForgotten,
+        Self::IdleTooEarly,
+    ];
 }
 
 /// What becomes of a write or a call.
@@ -182,7 +189,7 @@ impl World {
                 max_hold: Duration::from_secs(80),
                 ..Policy::default()
             },
-            limits: Limits { idle_retention: Duration::from_secs(60), ..Limits::default() },
+            limits: Limits { idle_retention: Duration::from_mins(1), ..Limits::default() },
             cache_lag: Duration::ZERO,
             mutation: None,
             fault: None,
@@ -246,8 +253,7 @@ impl World {
     }
 
     /// A write is about to be made.
-    pub fn write_point(&mut self, who: Who) -> Fate {
-        let _ = who;
+    pub fn write_point(&mut self) -> Fate {
         if !self.counting {
             return Fate::Goes;
         }
@@ -287,21 +293,31 @@ impl World {
         self.fault == Some(Fault::EventLost(self.counts.events))
     }
 
-    /// A controller is about to decide. Until when it is frozen once it has, if it is.
-    pub fn decision_point(&mut self, id: usize) -> Option<Timestamp> {
+    /// A controller is about to decide. It may be that it has not heard for a while, nor will.
+    pub fn decision_point(&mut self, id: usize) {
+        if !self.counting {
+            return;
+        }
+        self.counts.decisions += 1;
+        if let Some(Fault::StaleView(at, view)) = self.fault
+            && at == self.counts.decisions
+        {
+            let until = self.now + view.lasts();
+            self.say(|| {
+                format!("controller {id} HEARS NOTHING of {:?} for {:?}", view.kinds(), view.lasts())
+            });
+            self.hold_feeds(id, view.kinds(), until);
+        }
+    }
+
+    /// A controller has decided to do something. When it does so, if it is frozen first.
+    pub fn act_point(&mut self) -> Option<Timestamp> {
         if !self.counting {
             return None;
         }
-        self.counts.decisions += 1;
-        let n = self.counts.decisions;
+        self.counts.acts += 1;
         match self.fault {
-            Some(Fault::StaleView(at, view)) if at == n => {
-                let until = self.now + view.lasts();
-                self.say(|| format!("controller {id} hears nothing of {:?} for {:?}", view.kinds(), view.lasts()));
-                self.hold_feeds(id, view.kinds(), until);
-                None
-            }
-            Some(Fault::OldLeader(at, wakes)) if at == n => Some(self.now + wakes.after()),
+            Some(Fault::OldLeader(at, wakes)) if at == self.counts.acts => Some(self.now + wakes.after()),
             _ => None,
         }
     }
@@ -342,7 +358,9 @@ impl World {
             Event::AgentTold { node, incarnation, epoch } => self.agent_told(&node, incarnation, epoch),
             Event::AgentSteps { node, incarnation } => self.agent_steps(&node, incarnation),
             Event::PluginRegisters { node, incarnation } => self.plugin_registers(&node, incarnation),
-            Event::PluginTells { node, incarnation, devices } => self.plugin_tells(&node, incarnation, &devices),
+            Event::PluginTells { node, incarnation, devices } => {
+                self.plugin_tells(&node, incarnation, &devices);
+            }
             Event::Look { node } => self.look(&node),
             Event::Nvml(call) => self.nvml_call(call),
             Event::Admits { node, pod, key } => self.admits(&node, &pod, &key),
