@@ -370,6 +370,16 @@ impl<K: Kind> Collection<K> {
         self.history.len() - watch.next
     }
 
+    /// How many events there have been.
+    pub fn events(&self) -> usize {
+        self.history.len()
+    }
+
+    /// The object of an event, counted from the first.
+    pub fn event(&self, n: usize) -> &Arc<Object<K>> {
+        &self.history[n].object
+    }
+
     /// From now on no watch can begin at a revision before this one.
     pub fn compact(&mut self, version: u64) {
         let known = self.history.partition_point(|event| event.object.meta.version <= version);
