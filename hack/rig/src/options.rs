@@ -21,6 +21,8 @@ pub struct Options {
     pub remove_dir: bool,
     /// Whether each step is reported on stderr.
     pub progress: bool,
+    /// Whether etcd and the API server are all there is: nobody but the test changes anything.
+    pub bare: bool,
     /// Further command-line arguments by part, for example `kube-apiserver`: `--runtime-config=api/all=true`.
     pub extra_args: BTreeMap<String, Vec<String>>,
 }
@@ -46,7 +48,21 @@ impl Options {
 
     /// A cluster in a given folder.
     pub fn in_dir(dir: impl Into<PathBuf>, lifetime: Lifetime) -> Self {
-        Self { dir: dir.into(), lifetime, remove_dir: false, progress: true, extra_args: BTreeMap::new() }
+        Self {
+            dir: dir.into(),
+            lifetime,
+            remove_dir: false,
+            progress: true,
+            bare: false,
+            extra_args: BTreeMap::new(),
+        }
+    }
+
+    /// Leaves out all parts but etcd and the API server.
+    #[must_use]
+    pub fn bare(mut self) -> Self {
+        self.bare = true;
+        self
     }
 
     /// Adds a command-line argument to a part: `etcd`, `kube-apiserver`, `kube-controller-manager`,
