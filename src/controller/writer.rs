@@ -111,6 +111,7 @@ impl Writer {
         check: CheckEntry,
     ) -> (Outcome, Option<Update>) {
         let api: Api<kueue::Workload> = Api::namespaced(self.client.clone(), &workload.namespace);
+        let manager = names::check_manager(&check.name);
         let body = WorkloadPatch {
             api_version: "kueue.x-k8s.io/v1beta2",
             kind: "Workload",
@@ -123,7 +124,8 @@ impl Writer {
             status: WorkloadStatusPatch { admission_checks: [check] },
         };
         // Kueue owns the entry, too: it makes it, and rewrites it at each reservation.
-        let result = api.patch_status(&workload.name, &params().force(), &Patch::Apply(&body)).await;
+        let parameters = PatchParams::apply(&manager).force();
+        let result = api.patch_status(&workload.name, &parameters, &Patch::Apply(&body)).await;
         let unchanged = |object: &kueue::Workload| object.resource_version().as_deref() == Some(expect);
         self.finish("admission check", &workload.to_string(), result, &api, Update::Workload, unchanged).await
     }
