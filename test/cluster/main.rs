@@ -4,6 +4,7 @@
 
 mod bad_input;
 mod checker;
+mod conformance;
 mod identities;
 mod install;
 mod life;
