@@ -6,10 +6,16 @@ pub const GROUP: &str = "slicegate.dev";
 pub const CONTROLLER_NAME: &str = "slicegate.dev/mig";
 /// Scheduling gate with which every pod that asks for MIG slices is created.
 pub const GATE: &str = "slicegate.dev/claim";
+/// Name of what adds that gate: a MutatingAdmissionPolicy and its binding, or a webhook and its configuration.
+pub const GATE_NAME: &str = "gate.slicegate.dev";
 /// Label that carries a Workload's uid to its pods, through `podSetUpdates`.
 pub const WORKLOAD_LABEL: &str = "slicegate.dev/workload";
-/// Annotation with which the controller marks each MIGNode: its version. An agent of another version says so in a condition.
+/// Annotation with which the controller marks each MIGNode: its version. An agent whose own is further from it than an update
+/// goes says so in a condition.
 pub const CONTROLLER_VERSION: &str = "slicegate.dev/controller-version";
+/// Annotation with which a leader that takes over from one that has not said goodbye marks MIGNodes, and pods that may be about
+/// to be released: the Lease's uid and the number of its term. What the former leader may still send expects another one.
+pub const TERM: &str = "slicegate.dev/term";
 /// Field manager of the controller's writes.
 pub const CONTROLLER_MANAGER: &str = "slicegate-controller";
 

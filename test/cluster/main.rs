@@ -2,12 +2,17 @@
 
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking, in its helpers too")]
 
+mod availability;
 mod bad_input;
 mod checker;
 mod conformance;
+mod gate;
 mod identities;
 mod install;
+mod kinds;
 mod life;
+mod nodes;
+mod shared;
 mod sixty_jobs;
 mod strangers;
 mod support;

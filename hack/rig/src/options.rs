@@ -1,12 +1,13 @@
 //! How a cluster is wanted.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::Result;
 
+use crate::frameworks::Framework;
 use crate::process::{Lifetime, ProcessId};
 use crate::repo::Repo;
 
@@ -25,6 +26,8 @@ pub struct Options {
     pub bare: bool,
     /// Further command-line arguments by part, for example `kube-apiserver`: `--runtime-config=api/all=true`.
     pub extra_args: BTreeMap<String, Vec<String>>,
+    /// Kinds of job that Kubernetes does not come with; each costs a process.
+    pub frameworks: BTreeSet<Framework>,
 }
 
 impl Options {
@@ -55,6 +58,7 @@ impl Options {
             progress: true,
             bare: false,
             extra_args: BTreeMap::new(),
+            frameworks: BTreeSet::new(),
         }
     }
 
@@ -66,10 +70,27 @@ impl Options {
     }
 
     /// Adds a command-line argument to a part: `etcd`, `kube-apiserver`, `kube-controller-manager`,
-    /// `kube-scheduler`, `kwok` or `kueue`.
+    /// `kube-scheduler`, `kwok`, `kueue` or a framework's program.
     #[must_use]
     pub fn extra_arg(mut self, part: &str, arg: impl Into<String>) -> Self {
         self.extra_args.entry(part.to_owned()).or_default().push(arg.into());
+        self
+    }
+
+    /// Has Kubernetes behave as an older minor version does, for example `1.33`: what came later is not served. 1.36 can do so
+    /// back to 1.33.
+    #[must_use]
+    pub fn emulating(self, version: &str) -> Self {
+        // Scheduler and controllers must not wait for what the API server does not serve.
+        ["kube-apiserver", "kube-scheduler", "kube-controller-manager"]
+            .into_iter()
+            .fold(self, |options, part| options.extra_arg(part, format!("--emulated-version={version}")))
+    }
+
+    /// Adds a kind of job, with its controller.
+    #[must_use]
+    pub fn framework(mut self, framework: Framework) -> Self {
+        self.frameworks.insert(framework);
         self
     }
 }

@@ -49,7 +49,8 @@ pub fn from_api(object: &kueue::Workload, around: Surroundings<'_>) -> Option<Wo
                 state: match entry.state {
                     kueue::CheckState::Pending => CheckState::Pending,
                     kueue::CheckState::Ready => CheckState::Ready,
-                    kueue::CheckState::Retry => CheckState::Retry,
+                    // Nothing is done in either until Kueue has set the check to Pending again.
+                    kueue::CheckState::Retry | kueue::CheckState::Unknown => CheckState::Retry,
                     kueue::CheckState::Rejected => CheckState::Rejected,
                 },
                 message: entry.message.clone(),

@@ -74,7 +74,10 @@ impl<'a> Pass<'a> {
     pub(super) fn lose_patience(&mut self, stranded: &BTreeMap<WorkloadUid, Timestamp>) {
         for (uid, since) in stranded {
             let Some(workload) = self.world.workloads.get(uid) else { continue };
-            let Some(Reservation { demand: Demand::Slices(demand), .. }) = workload.open() else { continue };
+            let Some(Reservation { demand: Demand::Slices(demand), since: reserved, .. }) = workload.open()
+            else {
+                continue;
+            };
             if !workload.admitted
                 || !workload.passed()
                 || demand.iter().all(|p| self.missing(workload, p) == 0)
@@ -82,7 +85,8 @@ impl<'a> Pass<'a> {
                 continue;
             }
             let patience = workload.patience().max(self.limits.patience);
-            let until = (*since + patience).max(self.begun(uid) + self.limits.patience);
+            // A pod of a Deployment may have been there long before its turn came.
+            let until = (*since.max(reserved) + patience).max(self.begun(uid) + self.limits.patience);
             if until > self.now {
                 self.recheck(until);
                 continue;

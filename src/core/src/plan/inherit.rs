@@ -5,7 +5,7 @@
 //! `OutOfSync`, depending on whether its scheduler or its job reconciler comes first. The pods go on running, and bear the old
 //! Workload's uid for as long as they live, as do those that are made from the same template later.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Pass, Snapshot};
 use crate::id::WorkloadUid;
@@ -73,6 +73,13 @@ impl Pass<'_> {
     /// The uid under which a Workload's claims and pods go now.
     pub(super) fn heir<'b>(&'b self, uid: &'b WorkloadUid) -> &'b WorkloadUid {
         self.heirs.get(uid).unwrap_or(uid)
+    }
+
+    /// The uids that the pods of a workload may bear.
+    pub(super) fn labels_of(&self, uid: &WorkloadUid) -> BTreeSet<WorkloadUid> {
+        let heir = self.heir(uid);
+        let others = self.heirs.iter().filter(|(_, h)| *h == heir).map(|(old, _)| old);
+        others.chain([heir, uid]).cloned().collect()
     }
 
     /// Enters the claims of Workloads that have been replaced as their heirs', once these have quota: the pods that run on

@@ -1,8 +1,8 @@
 //! The controller's decision: what to write next, given everything that is known.
 //!
-//! Each pass goes over the whole world in this order: take back what nobody has a right to any more, put broken books
-//! right, give workloads with quota their slices, tell Kueue, send pods to their nodes, let go of slices long idle. Every
-//! write carries the precondition under which it is right; what is under way already is not asked for again. A pass over a
+//! Each pass goes over the whole world in this order: hand on what elastic jobs leave to their successors, take back what
+//! nobody has a right to or needs any more, put broken books right, give workloads with quota their slices, tell Kueue,
+//! send pods to their nodes, let go of slices long idle. Every write carries the precondition under which it is right; what is under way already is not asked for again. A pass over a
 //! world in which all of it has been done asks for nothing.
 
 mod adjust;
@@ -307,11 +307,12 @@ impl<'a> Pass<'a> {
     fn charge(&self, book: &mut Ledger, node: &Node, workload: &WorkloadUid, pod_set: &PodSetName) {
         let Some(requests) = self.requests(workload, pod_set) else { return };
         // The pods of one that has been replaced are its heir's, under the label that they were born with.
-        let theirs = |(label, of): &&(WorkloadUid, PodSetName)| {
-            of == pod_set && self.heir(label) == self.heir(workload)
-        };
-        let bound = node.host.iter().flat_map(|h| h.bound.iter().filter(|(key, _)| theirs(key)));
-        let bound = bound.map(|(_, pods)| pods).sum();
+        let labels = self.labels_of(workload);
+        let bound = node
+            .host
+            .iter()
+            .flat_map(|h| labels.iter().filter_map(|label| h.bound.get(&(label.clone(), pod_set.clone()))));
+        let bound = bound.sum();
         book.charge(requests, book.pods_of(workload, pod_set).saturating_sub(bound));
     }
 
