@@ -154,7 +154,7 @@ impl Rig {
             return self.state.update(|state| state.ready = true);
         }
         let ports = Ports::new()?;
-        let config = kueue::config(&layout, &ports, options.frameworks.iter().copied())?;
+        let config = kueue::config(&layout, &ports, options.frameworks.iter().copied(), &options.kueue)?;
         let mut frameworks = Vec::new();
         for framework in &options.frameworks {
             let ports = Ports::new()?;
@@ -167,6 +167,10 @@ impl Rig {
             let mut objects = self.render("sigs.k8s.io/kueue", &pki, &ports, &config).await?;
             for (framework, ports, config) in &frameworks {
                 objects.extend(self.render(framework.module(), &pki, ports, config).await?);
+            }
+            for (module, path) in &options.manifests {
+                let path = self.repo.module(module).await?.join(path);
+                objects.extend(manifests::read(&self.kubectl_path(), &path).await?);
             }
             anyhow::Ok(objects)
         };
