@@ -458,13 +458,18 @@ impl World {
         if self.controllers[id].life != Life::Runs {
             return;
         }
-        let behind = ms(self.draw(0..150)) + self.cache_lag;
+        let lag = if of == Of::Pods { self.pods_lag.take() } else { None };
+        let behind = ms(self.draw(0..150)) + lag.unwrap_or_default();
         let version =
             self.api.revision_at(Timestamp(self.now.0 - i64::try_from(behind.as_millis()).unwrap()));
+        let held_until = self.now + lag.unwrap_or_default();
         let controller = &mut self.controllers[id];
         let (watch, backlog) = controller.take_list(self.now, of, version, &self.api).unwrap();
         let epoch = controller.feeds.get(&of).map_or(0, |feed| feed.epoch + 1);
-        controller.feeds.insert(of, Feed { watch, epoch, last: self.now, held_until: Timestamp::default() });
+        controller.feeds.insert(of, Feed { watch, epoch, last: self.now, held_until });
+        if lag.is_some() {
+            self.say(|| format!("controller {id} SEES PODS AS THEY WERE {behind:?} before"));
+        }
         for _ in 0..backlog {
             self.forward_to(id, of);
         }
@@ -568,7 +573,7 @@ impl World {
         if self.controllers[id].cut_off {
             return;
         }
-        let fate = self.write_point();
+        let fate = self.led_write_point();
         self.say(|| format!("controller {id}: {}{}", describe(action), fate.note()));
         let refused = matches!(fate, Fate::CrashBefore | Fate::Fails);
         let done = if refused { Self::failed(action) } else { self.perform(action) };
@@ -672,12 +677,9 @@ impl World {
             }
             Action::Steer { pod, expect, hostname } => {
                 let key = Key { namespace: pod.namespace.clone(), name: pod.name.clone() };
-                let guard = match self.mutation {
-                    Some(Mutation::PodsUnguarded) => Guard::uid(&pod.uid.as_str().into()),
-                    _ => Guard::Body {
-                        uid: Some(pod.uid.as_str().into()),
-                        version: Some(expect.parse().unwrap()),
-                    },
+                let guard = Guard::Body {
+                    uid: Some(pod.uid.as_str().into()),
+                    version: Some(expect.parse().unwrap()),
                 };
                 let result = self.api.pods.patch(&key, &guard, |_, spec| {
                     spec.hostname = Some(hostname.clone());
