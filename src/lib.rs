@@ -12,11 +12,12 @@
 //! * [`slicegate_core`]: every decision, as functions of what is known. No client, no clock, no NVML: enforced by its
 //!   dependencies and its `clippy.toml`. Start at [`slicegate_core::plan`] and [`slicegate_core::agent`].
 //! * [`api`]: `MIGNode`, `SlicePolicy`, the part of Kueue that is read; the only conversions to and from the core.
-//! * [`controller`]: one task owns the index and decides; watches and finished writes reach it as messages.
+//! * [`controller`]: one task owns the index and decides; watches and finished writes reach it as messages. Of several replicas
+//!   one leads.
 //! * [`agent`]: one task owns what is known of a node; NVML calls run beside it, one at a time on each GPU. How slices reach
 //!   pods is its `handoff`: a device plugin of the node's kubelet, or a stand-in where there is none.
 //! * `src/kubelet-api`: the kubelet's gRPC interfaces, both ends, so that tests can play the kubelet.
-//! * [`cli`]: `kubectl slices`. [`runtime`]: logs, signals, health, metrics.
+//! * [`cli`]: `kubectl slices`. [`runtime`]: logs, signals, health, metrics, leader election.
 //! * `src/nvml-sim`: a shared library with NVML's C ABI, which every NVML test and the demo run against.
 //!
 //! # Invariants
@@ -24,6 +25,7 @@
 //! * Controller and agents never speak to each other: they meet in MIGNodes, of which the controller writes `spec` only and
 //!   the agent `status` only.
 //! * Every write carries the precondition that its decision rested on. A write that is refused is decided anew, never forced.
+//! * A new leader first changes whatever a former one might still change rightly by its precondition and wrongly by now.
 //! * No two slices of a GPU overlap: the planner places none, the API server accepts none, the agent makes none, NVML would
 //!   refuse one.
 //! * Ready is written only when the claims are durable and the agent reports every slice that they count on as schedulable.

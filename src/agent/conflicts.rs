@@ -88,7 +88,7 @@ pub fn conflicts(signs: &Signs<'_>) -> Vec<Conflict> {
             ),
         );
     }
-    if let Some(controller) = signs.controller.filter(|version| *version != signs.agent) {
+    if let Some(controller) = signs.controller.filter(|version| !work_together(version, signs.agent)) {
         add(
             "VersionSkew",
             format!(
@@ -99,6 +99,18 @@ pub fn conflicts(signs: &Signs<'_>) -> Vec<Conflict> {
         );
     }
     found
+}
+
+/// Whether two versions are at most one minor version apart, as they are in the course of every update.
+fn work_together(one: &str, other: &str) -> bool {
+    let numbers = |version: &str| -> Option<(u32, u32)> {
+        let (major, rest) = version.split_once('.')?;
+        Some((major.parse().ok()?, rest.split('.').next()?.parse().ok()?))
+    };
+    match (numbers(one), numbers(other)) {
+        (Some(one), Some(other)) => one.0 == other.0 && one.1.abs_diff(other.1) <= 1,
+        _ => one == other,
+    }
 }
 
 /// The sockets of NVIDIA's plugin in the kubelet's folder that somebody serves. Blocks, shortly.
@@ -127,6 +139,24 @@ mod tests {
     }
 
     #[test]
+    fn only_versions_that_are_further_apart_than_an_update_goes_are_a_conflict() {
+        for (one, other, together) in [
+            ("0.1.0", "0.1.7", true),
+            ("0.1.9", "0.2.0", true),
+            ("0.3.0-rc.1", "0.2.0", true),
+            ("0.1.0", "0.3.0", false),
+            ("1.0.0", "0.9.0", false),
+            ("nightly", "nightly", true),
+            ("nightly", "0.1.0", false),
+        ] {
+            assert_eq!(work_together(one, other), together, "{one} and {other}");
+            assert_eq!(work_together(other, one), together, "{other} and {one}");
+            let signs = Signs { controller: Some(one), agent: other, ..Signs::default() };
+            assert_eq!(reasons(&signs).is_empty(), together);
+        }
+    }
+
+    #[test]
     fn every_sign_is_told_with_what_to_do() {
         let signs = Signs {
             plugins: BTreeSet::from(["nvidia-mig-1g.10gb.sock".to_owned()]),
@@ -135,7 +165,7 @@ mod tests {
             whole_gpus: 2,
             whole_gpu_pods: BTreeSet::new(),
             meddled: BTreeMap::from([("GPU-1".into(), "2 of them are gone".to_owned())]),
-            controller: Some("0.2.0"),
+            controller: Some("0.3.0"),
             agent: "0.1.0",
         };
         let all = ["OtherDevicePlugin", "MIGManager", "GeometryChanged", "WholeGPUs", "VersionSkew"];
@@ -148,7 +178,7 @@ mod tests {
             "all-1g.10gb",
             "2 of them are gone",
             "2 whole GPUs",
-            "0.2.0",
+            "0.3.0",
         ] {
             assert!(told.contains(word), "{word}: {told}");
         }

@@ -278,7 +278,9 @@ impl Gpus {
                     "MIG mode is off on GPU {}; enable it with nvidia-smi -i {} -mig 1",
                     gpu.index, gpu.index
                 )),
-                MigMode::NotSupported => Some(format!("GPU {} does not support MIG", gpu.index)),
+                MigMode::NotSupported | MigMode::Unknown => {
+                    Some(format!("GPU {} does not support MIG", gpu.index))
+                }
             };
             let view = self.views.entry(gpu.uuid.clone()).or_insert_with(|| GpuView {
                 model: gpu.model.clone(),

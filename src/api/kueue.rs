@@ -139,6 +139,10 @@ pub enum CheckState {
     Retry,
     /// Failed for good.
     Rejected,
+    /// A verdict that only a later Kueue knows.
+    #[serde(other)]
+    #[schemars(skip)]
+    Unknown,
 }
 
 /// `AdmissionCheck.spec`.

@@ -287,6 +287,10 @@ pub enum MigMode {
     Disabled,
     /// The GPU cannot be partitioned.
     NotSupported,
+    /// A mode that only a later version knows: no slices are placed on the GPU.
+    #[serde(other)]
+    #[schemars(skip)]
+    Unknown,
 }
 
 /// Health of a GPU.
@@ -297,6 +301,10 @@ pub enum Health {
     Healthy,
     /// It does not; no slices are placed on it.
     Unhealthy,
+    /// A health that only a later version knows: no slices are placed on it.
+    #[serde(other)]
+    #[schemars(skip)]
+    Unknown,
 }
 
 /// A slice of the node.
@@ -352,6 +360,10 @@ pub enum SliceState {
     Draining,
     /// Could not be made or destroyed; the message says why, and the agent tries again.
     Failed,
+    /// A state that only a later version knows.
+    #[serde(other)]
+    #[schemars(skip)]
+    Unknown,
 }
 
 /// A GPU instance that Slicegate did not make.

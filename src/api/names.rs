@@ -6,11 +6,17 @@ pub const GROUP: &str = "slicegate.dev";
 pub const CONTROLLER_NAME: &str = "slicegate.dev/mig";
 /// Scheduling gate with which every pod that asks for MIG slices is created.
 pub const GATE: &str = "slicegate.dev/claim";
+/// Name of what adds that gate: a MutatingAdmissionPolicy and its binding, or a webhook and its configuration.
+pub const GATE_NAME: &str = "gate.slicegate.dev";
 /// Label that carries a Workload's uid to its pods, through `podSetUpdates`.
 pub const WORKLOAD_LABEL: &str = "slicegate.dev/workload";
-/// Annotation with which the controller marks each MIGNode: its version. An agent of another version says so in a condition.
+/// Annotation with which the controller marks each MIGNode: its version. An agent whose own is further from it than an update
+/// goes says so in a condition.
 pub const CONTROLLER_VERSION: &str = "slicegate.dev/controller-version";
-/// Field manager of the controller's writes.
+/// Annotation with which a leader that takes over from one that has not said goodbye marks MIGNodes, and pods that may be about
+/// to be released: the Lease's uid and the number of its term. What the former leader may still send expects another one.
+pub const TERM: &str = "slicegate.dev/term";
+/// Field manager of the controller's writes; for an AdmissionCheck's entry in a Workload, with `/` and its name behind it.
 pub const CONTROLLER_MANAGER: &str = "slicegate-controller";
 /// Field manager of the agents' writes.
 pub const AGENT_MANAGER: &str = "slicegate-agent";
@@ -24,8 +30,6 @@ pub const QUEUE_LABEL: &str = "kueue.x-k8s.io/queue-name";
 /// Annotation of a Workload that takes over from another, whose `namespace/name` it gives (`pkg/workloadslicing`,
 /// `WorkloadSliceReplacementFor`).
 pub const REPLACEMENT_FOR: &str = "kueue.x-k8s.io/workload-slice-replacement-for";
-/// Reason of `Finished` when another Workload has taken over (`apis/kueue/v1beta2`, `WorkloadSliceReplaced`).
-pub const REPLACED: &str = "WorkloadSliceReplaced";
 /// `spec.controllerName` of Kueue's ProvisioningRequest checks (`apis/kueue/v1beta2`, `ProvisioningRequestControllerName`).
 pub const PROVISIONING_CONTROLLER: &str = "kueue.x-k8s.io/provisioning-request";
 /// Scheduling gate that Kueue's pod integration removes at admission.

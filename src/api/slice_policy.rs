@@ -28,11 +28,14 @@ use serde::{Deserialize, Serialize};
 #[x_kube(validation = Rule::new("self.maxHoldSeconds >= self.holdSeconds").message("maxHoldSeconds must not be less than holdSeconds"))]
 pub struct SlicePolicySpec {
     /// How long a workload that finds no room keeps its quota before it is queued again. While it waits it gets the first
-    /// slices that come free; what it holds, others of its queue cannot use.
+    /// slices that come free; what it holds, others of its queue cannot use. An admitted workload is queued again, too, when
+    /// a pod of it waits so long for a slice in place of one that was lost. Where several checks cover a workload, the
+    /// shortest hold counts.
     #[serde(default = "hold_seconds")]
     #[schemars(range(min = 1, max = 86400))]
     pub hold_seconds: u32,
-    /// The hold doubles each time that a workload was queued again without finding room, up to this many seconds.
+    /// The hold doubles each time that a workload was queued again without finding room, up to this many seconds. It is also how
+    /// long nodes that a ProvisioningRequest has brought may take until they have slices to offer.
     #[serde(default = "max_hold_seconds")]
     #[schemars(range(min = 1, max = 86400))]
     pub max_hold_seconds: u32,
@@ -41,7 +44,8 @@ pub struct SlicePolicySpec {
     #[serde(default = "idle_slice_retention_seconds")]
     #[schemars(range(min = 0, max = 31_536_000))]
     pub idle_slice_retention_seconds: u32,
-    /// Labels of the nodes that the check may use. Empty: all that have a MIGNode.
+    /// Labels of the nodes that the check may use. Empty: all that have a MIGNode. Where several checks cover the flavor of a
+    /// pod set (onFlavors of its ClusterQueue), its pods run on nodes that all of them may use.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub node_selector: BTreeMap<String, String>,
     /// Whether a slice that one pod has had may go to the next as it is. Always is fastest: the next pod waits for no NVML

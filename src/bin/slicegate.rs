@@ -22,10 +22,10 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Decide which workload gets which slices (one per cluster).
+    /// Decide which workload gets which slices (one leads; others stand by).
     Controller {
         #[command(flatten)]
-        args: controller::Args,
+        args: Box<controller::Args>,
         /// Where to serve /healthz, /readyz and /metrics.
         #[arg(long, default_value = "0.0.0.0:8080")]
         listen: SocketAddr,
@@ -69,7 +69,7 @@ async fn run(cli: Cli) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
             let clients = Clients::infer().await?;
             tokio::select! {
                 result = runtime::serve(listen, registry, ready.clone()) => result?,
-                result = controller::run(args, clients, metrics, ready, runtime::shutdown_signal()) => result?,
+                result = control(*args, clients, metrics, ready) => result?,
             }
         }
         Command::Agent { args, listen } => {
@@ -83,5 +83,21 @@ async fn run(cli: Cli) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
             }
         }
     }
+    Ok(())
+}
+
+/// The controller, and the gate's webhook beside it for as long as it runs and a little longer.
+async fn control(
+    args: controller::Args,
+    clients: Clients,
+    metrics: Arc<controller::Metrics>,
+    ready: Ready,
+) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    let mut gate = controller::gate::Gate::start(&args.gate, &clients).await?;
+    tokio::select! {
+        result = controller::run(args, clients, metrics, ready, runtime::shutdown_signal()) => result?,
+        error = gate.failed() => return Err(error.into()),
+    }
+    gate.drain().await;
     Ok(())
 }

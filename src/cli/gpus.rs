@@ -64,6 +64,7 @@ fn gpu_picture(status: &MIGNodeStatus, gpu: &GpuStatus, colour: bool) -> String 
                 SliceState::Creating => ('+', 33),
                 SliceState::Draining => ('-', 35),
                 SliceState::Failed => ('!', 31),
+                SliceState::Unknown => ('?', 90),
             };
             Block { start: s.start.into(), size: s.size.into(), profile: s.profile.clone(), mark, colour }
         })

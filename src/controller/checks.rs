@@ -8,6 +8,7 @@ use kube::ResourceExt;
 use slicegate_core::constraints::Constraints;
 use slicegate_core::workload::Policy;
 
+use super::gate::presence::Presence;
 use crate::api::convert::workload::{Checks, Flavors, Queues};
 use crate::api::{SlicePolicy, SlicePolicySpec, SliceReuse, kueue, names};
 
@@ -19,11 +20,13 @@ pub const ACTIVE: &str = "Active";
 pub struct Verdict {
     /// The AdmissionCheck.
     pub check: String,
+    /// Its resourceVersion.
+    pub version: String,
     /// Its generation.
     pub generation: i64,
     /// Whether workloads can pass it.
     pub active: bool,
-    /// `Active` or `BadParametersRef`, Kueue's own reasons.
+    /// `Active` or `BadParametersRef`, Kueue's own reasons, or `GateMissing`.
     pub reason: &'static str,
     /// What is wrong, and what to do.
     pub message: String,
@@ -37,9 +40,19 @@ pub struct Book {
     provisioning: BTreeSet<String>,
     policies: BTreeMap<String, SlicePolicySpec>,
     resolved: Checks,
+    /// Why no check can be passed, if pods are not gated: they would take slices past the queue.
+    gate_missing: Option<&'static str>,
 }
 
 impl Book {
+    /// Takes in whether pods are gated.
+    pub fn set_gate(&mut self, presence: Presence) {
+        self.gate_missing = match presence {
+            Presence::Gated => None,
+            Presence::Missing(message) => Some(message),
+        };
+    }
+
     /// Takes in an AdmissionCheck, which may be another controller's.
     pub fn set_check(&mut self, check: kueue::AdmissionCheck) {
         // The name may have been another controller's before.
@@ -130,6 +143,9 @@ impl Book {
 
     fn verdict(&self, check: &kueue::AdmissionCheck, refused: &[String]) -> Verdict {
         let (active, reason, message) = match self.policy_of(check) {
+            _ if self.gate_missing.is_some() => {
+                (false, "GateMissing", self.gate_missing.unwrap_or_default().to_owned())
+            }
             Ok(_) if refused.is_empty() => {
                 (true, "Active", "Slices are reserved for the workloads of this check.".to_owned())
             }
@@ -146,6 +162,7 @@ impl Book {
         };
         Verdict {
             check: check.name_any(),
+            version: check.resource_version().unwrap_or_default(),
             generation: check.metadata.generation.unwrap_or_default(),
             active,
             reason,
@@ -289,6 +306,18 @@ mod tests {
 
         book.set_check(check(Some(("ConfigMap", "x"))));
         assert!(stale(&book)[0].message.contains("names a ConfigMap"));
+    }
+
+    #[test]
+    fn every_check_is_inactive_while_pods_are_not_gated() {
+        let mut book = Book::default();
+        book.set_check(check(None));
+        book.set_gate(Presence::Missing("Apply config/default again."));
+        let verdict = stale(&book).remove(0);
+        assert_eq!((verdict.active, verdict.reason), (false, "GateMissing"));
+        assert_eq!(verdict.message, "Apply config/default again.");
+        book.set_gate(Presence::Gated);
+        assert!(stale(&book)[0].active);
     }
 
     #[test]

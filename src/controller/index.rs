@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::{Resource, ResourceExt};
@@ -13,11 +14,14 @@ use slicegate_core::node::{self, NodeSpec};
 use slicegate_core::plan::{Notice, Snapshot};
 use slicegate_core::resources::Resources;
 use slicegate_core::time::Timestamp;
-use slicegate_core::workload::Workload;
+use slicegate_core::workload::{CheckState, Demand, Workload};
 
 use super::checks::{self, Book};
+use super::gate::presence::Presence;
+use super::takeover::Exposed;
+use super::writer::CheckEntry;
 use crate::api::convert::workload::Surroundings;
-use crate::api::convert::{mig, node as host, pod, workload};
+use crate::api::convert::{mig, node as host, now, pod, time, timestamp, workload};
 use crate::api::{MIGNode, SlicePolicy, kueue, names};
 
 /// A change of one kind of object.
@@ -51,11 +55,22 @@ pub enum Update {
     Flavor(Change<kueue::ResourceFlavor>),
     /// A ClusterQueue.
     Queue(Change<kueue::ClusterQueue>),
+    /// Whether pods are gated.
+    Gate(Presence),
 }
 
-/// Kinds of which nothing may be decided before the first complete list has come.
-const KINDS: [&str; 8] =
-    ["Node", "MIGNode", "Pod", "Workload", "AdmissionCheck", "SlicePolicy", "ResourceFlavor", "ClusterQueue"];
+/// Kinds of which nothing may be decided before the first complete list has come; and the gate, which may be of several.
+const KINDS: [&str; 9] = [
+    "Node",
+    "MIGNode",
+    "Pod",
+    "Workload",
+    "AdmissionCheck",
+    "SlicePolicy",
+    "ResourceFlavor",
+    "ClusterQueue",
+    "gate",
+];
 
 /// How many deleted pods are remembered: far more than are deleted while a list is being read.
 const DEAD: usize = 16_384;
@@ -82,6 +97,18 @@ struct MigEntry {
     lagging: Option<(i64, Timestamp)>,
     /// Processes that hold a slice without a pod, with the slice's GPU and start, and since when that has been seen.
     orphans: BTreeMap<(u32, String, u8), Timestamp>,
+    /// The workloads that have claims there.
+    claimants: BTreeSet<WorkloadUid>,
+}
+
+impl MigEntry {
+    fn version(&self) -> String {
+        self.object.resource_version().unwrap_or_default()
+    }
+
+    fn term(&self) -> Option<&String> {
+        self.object.annotations().get(names::TERM)
+    }
 }
 
 /// The controller's knowledge.
@@ -207,6 +234,10 @@ impl Index {
                 );
                 self.convert_workloads();
             }
+            Update::Gate(presence) => {
+                self.checks.set_gate(presence);
+                self.synced.insert("gate");
+            }
             Update::Queue(change) => {
                 self.spread(
                     "ClusterQueue",
@@ -316,7 +347,8 @@ impl Index {
                 (key, since)
             })
             .collect();
-        self.migs.insert(name.clone(), MigEntry { object, lagging, orphans });
+        let claimants = object.spec.claims.iter().map(|c| c.workload.uid.as_str().into()).collect();
+        self.migs.insert(name.clone(), MigEntry { object, lagging, orphans, claimants });
         self.assemble(&name);
     }
 
@@ -348,6 +380,8 @@ impl Index {
                 mig.spec = spec.clone();
                 mig.busy = true;
             }
+            // Without the mark a write of it could not be told from one of an earlier leader.
+            mig.busy |= entry.term().is_none();
             mig
         });
         if host.is_none() && mig.is_none() {
@@ -514,14 +548,81 @@ impl Index {
         self.snapshot.told.retain(|notice| notices.contains(notice));
     }
 
-    /// The MIGNodes that do not bear this version of the controller, with their uids.
+    /// Remembers since when pods have been waiting for what they should have.
+    pub fn note_waiting(&mut self, now: Timestamp, waiting: BTreeSet<PodUid>) {
+        let before = std::mem::take(&mut self.snapshot.waiting);
+        let since = |uid: &PodUid| before.get(uid).copied().unwrap_or(now);
+        self.snapshot.waiting = waiting.into_iter().map(|uid| (uid.clone(), since(&uid))).collect();
+    }
+
+    /// The MIGNodes that do not bear this version of the controller, or no term, with their resourceVersions.
     pub fn without_mark(&self, version: &str) -> Vec<(NodeName, String)> {
         let unmarked = |entry: &&MigEntry| {
             let mark = entry.object.annotations().get(names::CONTROLLER_VERSION);
-            mark.is_none_or(|mark| mark != version) && entry.object.metadata.deletion_timestamp.is_none()
+            (mark.is_none_or(|mark| mark != version) || entry.term().is_none())
+                && entry.object.metadata.deletion_timestamp.is_none()
         };
         let entries = self.migs.iter().filter(|(_, entry)| unmarked(entry));
-        entries.map(|(name, entry)| (name.clone(), uid_of(&entry.object))).collect()
+        entries.map(|(name, entry)| (name.clone(), entry.version())).collect()
+    }
+
+    /// A MIGNode's resourceVersion.
+    pub fn mig_version(&self, name: &NodeName) -> Option<String> {
+        self.migs.get(name).map(MigEntry::version)
+    }
+
+    /// The term that a MIGNode is marked with.
+    pub fn term_of(&self, name: &NodeName) -> String {
+        self.migs.get(name).and_then(|entry| entry.term().cloned()).unwrap_or_default()
+    }
+
+    /// What a former leader may have decided to write on other grounds than the state of the object itself.
+    pub fn exposed(&self) -> Vec<Exposed> {
+        let nodes = self.migs.keys().cloned().map(Exposed::Node);
+        let passed = |uid: &WorkloadUid| self.snapshot.workloads.get(uid).is_some_and(Workload::passed);
+        let pods = self.snapshot.pods.iter().filter(|(_, pod)| pod.gated && !pod.terminal && !pod.deleting);
+        let pods = pods.filter(|(_, pod)| pod.workload.as_ref().is_some_and(passed));
+        let claimants: BTreeSet<&WorkloadUid> =
+            self.migs.values().flat_map(|entry| &entry.claimants).collect();
+        let mut running: BTreeMap<&WorkloadUid, u32> = BTreeMap::new();
+        let mut waiting: BTreeSet<&WorkloadUid> = BTreeSet::new();
+        for pod in self.snapshot.pods.values().filter(|pod| !pod.terminal) {
+            let Some(uid) = &pod.workload else { continue };
+            if pod.gated {
+                waiting.insert(uid);
+            } else {
+                *running.entry(uid).or_default() += 1;
+            }
+        }
+        // One whose pods all run is left alone: nothing is decided about it.
+        let workloads = self.snapshot.workloads.iter().filter(|(uid, workload)| {
+            let Some(reservation) = workload.open() else { return false };
+            if !workload.passed() {
+                return claimants.contains(uid);
+            }
+            let Demand::Slices(demand) = &reservation.demand else { return true };
+            let pods: u32 = demand.iter().map(|pod_set| pod_set.pods).sum();
+            waiting.contains(uid) || running.get(uid).copied().unwrap_or(0) < pods
+        });
+        let pods = pods.map(|(uid, _)| Exposed::Pod(uid.clone()));
+        nodes.chain(pods).chain(workloads.map(|(uid, _)| Exposed::Workload(uid.clone()))).collect()
+    }
+
+    /// A Workload's key and version, and our entry in it as it is, with a later time: the only field that can change and say
+    /// nothing new to anybody. `None` where nothing is decided before Kueue has reset the check.
+    pub fn renewed_entry(&self, uid: &WorkloadUid) -> Option<(WorkloadKey, String, CheckEntry)> {
+        let (workload, object) = (self.snapshot.workloads.get(uid)?, self.workloads.get(uid)?);
+        let open = |state| matches!(state, CheckState::Pending | CheckState::Ready);
+        let check = workload.checks.iter().find(|check| open(check.state))?;
+        let entries = &object.status.as_ref()?.admission_checks;
+        let entry = entries.iter().find(|entry| entry.name == check.name)?;
+        // The API server keeps whole seconds.
+        let later = timestamp(&entry.last_transition_time) + Duration::from_secs(1);
+        let (name, message) = (check.name.clone(), check.message.clone());
+        let label: Vec<PodSetName> = entry.pod_set_updates.iter().map(|u| u.name.as_str().into()).collect();
+        let entry =
+            CheckEntry::new(&workload.key, name, check.state, message, time(later.max(now())), &label);
+        Some((workload.key.clone(), workload.version.clone(), entry))
     }
 
     /// Takes in all the pods of a workload as just read from the API server, after the end of these reservations of it.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use prometheus::{Histogram, HistogramOpts, IntCounterVec, IntGaugeVec, Opts, Registry};
+use prometheus::{Histogram, HistogramOpts, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
 use slicegate_core::profile::ProfileName;
 use slicegate_core::workload::CheckState;
 
@@ -15,6 +15,7 @@ pub struct Metrics {
     reserve_to_ready: Histogram,
     writes: IntCounterVec,
     taken: IntGaugeVec,
+    leader: IntGauge,
     pub(super) plan_seconds: Histogram,
 }
 
@@ -52,6 +53,10 @@ impl Metrics {
             ),
             &["profile"],
         )?;
+        let leader = IntGauge::new(
+            "slicegate_leader",
+            "Whether this replica decides (1) or stands by for one that does (0)",
+        )?;
         let plan_seconds = Histogram::with_opts(
             HistogramOpts::new("slicegate_plan_seconds", "Time to decide, over everything that is known")
                 .buckets(prometheus::exponential_buckets(0.000_05, 3.0, 10)?),
@@ -60,8 +65,9 @@ impl Metrics {
         registry.register(Box::new(reserve_to_ready.clone()))?;
         registry.register(Box::new(writes.clone()))?;
         registry.register(Box::new(taken.clone()))?;
+        registry.register(Box::new(leader.clone()))?;
         registry.register(Box::new(plan_seconds.clone()))?;
-        Ok(Self { transitions, reserve_to_ready, writes, taken, plan_seconds })
+        Ok(Self { transitions, reserve_to_ready, writes, taken, leader, plan_seconds })
     }
 
     pub(super) fn transition(&self, from: CheckState, to: CheckState) {
@@ -81,6 +87,10 @@ impl Metrics {
         for (profile, count) in taken {
             self.taken.with_label_values(&[profile.as_str()]).set(i64::from(*count));
         }
+    }
+
+    pub(super) fn leader(&self, leads: bool) {
+        self.leader.set(i64::from(leads));
     }
 
     pub(super) fn write(&self, what: &str, outcome: Outcome) {

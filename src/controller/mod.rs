@@ -3,10 +3,15 @@
 //! One task owns the [`index::Index`] and decides; watches and finished writes reach it as messages. What it decides is
 //! carried out by tasks of their own, at most one per object at a time. There is nothing to lose at a crash: what was decided
 //! is in the MIGNodes and Workloads, or is decided again.
+//!
+//! Of several replicas one decides, the leader; the others keep their index up to date and wait. What a leader that was
+//! stopped, or cut off, can still do when the next one has taken over is in [`takeover`].
 
 pub mod checks;
+pub mod gate;
 pub mod index;
 mod metrics;
+mod takeover;
 mod watches;
 pub mod writer;
 
@@ -23,19 +28,23 @@ use slicegate_core::node::NodeSpec;
 use slicegate_core::plan::{Action, Limits, Notice, plan};
 use slicegate_core::profile::ProfileName;
 use slicegate_core::workload::CheckState;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::time::sleep;
-use tracing::{debug, info};
+use tracing::{debug, info, warn};
 
 use crate::api::convert::{now, time};
 use crate::api::{MIGNode, SlicePolicy, kueue};
+use crate::runtime::lease::{self, Hold, Lease, Role};
 use crate::runtime::{Clients, Ready};
 use index::{Index, Update};
 pub use metrics::Metrics;
+use takeover::{Exposed, Takeover};
 use writer::{CheckEntry, Outcome, Writer};
 
 /// Writes under way at the same time, over all objects.
 const CONCURRENT_WRITES: usize = 64;
+/// How long the API server may still be at work on a call that nobody waits for any more (`--request-timeout`, its default).
+const STRAY: Duration = Duration::from_mins(1);
 /// What MIGNodes are marked with, for agents to compare with their own.
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 /// Messages taken in before the next decision, so that a flood of events does not keep decisions from being made.
@@ -47,6 +56,12 @@ pub struct Args {
     /// Seconds that an agent may take to take up a new MIGNode spec before its node gets no more workloads.
     #[arg(long, default_value_t = 15, value_name = "SECONDS")]
     pub agent_silence: u64,
+    /// Leader election.
+    #[command(flatten)]
+    pub election: lease::Args,
+    /// The gate's webhook.
+    #[command(flatten)]
+    pub gate: gate::Args,
 }
 
 /// Why the controller cannot go on.
@@ -73,12 +88,17 @@ pub enum Error {
     /// A task ended that never should.
     #[error("the watch of {0} ended")]
     Ended(&'static str),
+    /// This replica does not lead any more, or cannot stand for election.
+    #[error(transparent)]
+    Lease(#[from] lease::Error),
 }
 
 /// What reaches the deciding task.
 enum Message {
     Seen(Update),
     Done(Done),
+    /// A write was not carried out, since the lease has expired.
+    Lapsed,
 }
 
 /// A finished write: what it was about, and the object as it is now.
@@ -97,6 +117,7 @@ enum About {
     Event(Notice),
     Mark(NodeName),
     Deletion(PodUid),
+    Touch(Exposed),
 }
 
 /// Whose pods are read again, and for the sake of which reservations.
@@ -120,8 +141,9 @@ pub async fn run(
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), Error> {
     check_served(&clients.calls).await?;
+    let mut lease = Lease::stand(&args.election, clients.watches.clone(), clients.calls.clone())?;
     let (updates, seen) = mpsc::channel::<Update>(1024);
-    let watches = tokio::spawn(follow_all(clients.watches, updates));
+    let watches = tokio::spawn(follow_all(clients.watches, args.gate.gate_webhook, updates));
     let limits = Limits { agent_silence: Duration::from_secs(args.agent_silence), ..Limits::default() };
     let (messages, inbox) = mpsc::unbounded_channel();
     let controller = Controller {
@@ -139,11 +161,25 @@ pub async fn run(
         taken: BTreeMap::new(),
         opened: BTreeMap::new(),
         in_flight: 0,
+        hold: lease.hold(),
+        takeover: Takeover::default(),
+        unanswered: None,
     };
-    tokio::select! {
-        ended = watches => Err(Error::Ended(ended.unwrap_or("everything"))),
-        () = controller.decide(inbox, seen, ready, shutdown) => Ok(()),
+    let roles = lease.roles();
+    let at_rest = tokio::select! {
+        ended = watches => return Err(Error::Ended(ended.unwrap_or("everything"))),
+        // As Kubernetes' own controllers do: ending is the surest way to stop, and to start again with nothing half known.
+        lost = lease.lost() => return Err(lost.into()),
+        at_rest = controller.decide(inbox, seen, roles, ready, shutdown) => at_rest,
+    };
+    if at_rest {
+        lease.release().await;
+    } else {
+        warn!(
+            "writes may still be under way, so the lease is not released; another replica takes over when it has expired"
+        );
     }
+    Ok(())
 }
 
 /// Says at once what would otherwise be an endless row of warnings.
@@ -174,7 +210,7 @@ where
     }
 }
 
-async fn follow_all(client: Client, updates: mpsc::Sender<Update>) -> &'static str {
+async fn follow_all(client: Client, gate_webhook: bool, updates: mpsc::Sender<Update>) -> &'static str {
     use watches::follow;
     let (c, u) = (|| client.clone(), || updates.clone());
     tokio::select! {
@@ -185,6 +221,7 @@ async fn follow_all(client: Client, updates: mpsc::Sender<Update>) -> &'static s
         () = follow::<kueue::AdmissionCheck>(c(), Update::Check, u()) => "AdmissionChecks",
         () = follow::<SlicePolicy>(c(), Update::Policy, u()) => "SlicePolicies",
         () = follow::<kueue::ResourceFlavor>(c(), Update::Flavor, u()) => "ResourceFlavors",
+        () = gate::presence::follow(c(), gate_webhook, u()) => "the gate",
         () = follow::<kueue::ClusterQueue>(c(), Update::Queue, u()) => "ClusterQueues",
     }
 }
@@ -206,21 +243,28 @@ struct Controller {
     /// When each open reservation was first seen, for the histogram of reserve-to-ready.
     opened: BTreeMap<WorkloadUid, (Attempt, Instant)>,
     in_flight: usize,
+    hold: Hold,
+    takeover: Takeover,
+    /// When the last write came to nobody knows what.
+    unanswered: Option<Instant>,
 }
 
 impl Controller {
+    /// Decides until `shutdown`; true if nothing is under way any more then.
     async fn decide(
         mut self,
         mut inbox: mpsc::UnboundedReceiver<Message>,
         mut seen: mpsc::Receiver<Update>,
+        mut roles: watch::Receiver<Role>,
         ready: Ready,
         shutdown: impl Future<Output = ()>,
-    ) {
+    ) -> bool {
         let mut shutdown = pin!(shutdown);
         let mut recheck: Option<Duration> = None;
         loop {
             tokio::select! {
                 () = &mut shutdown => break,
+                Ok(()) = roles.changed() => {}
                 message = inbox.recv() => match message {
                     Some(message) => self.take_in(message),
                     None => break,
@@ -240,21 +284,32 @@ impl Controller {
                     break;
                 }
             }
+            let role = roles.borrow_and_update().clone();
+            let leads = matches!(role, Role::Leader { .. });
+            self.metrics.leader(leads);
+            ready.set_role(if leads { "leader" } else { "standby" });
             if self.index.synced() {
                 if !ready.is_ready() {
-                    info!("caches are complete; deciding");
+                    info!("caches are complete");
                     ready.set();
                 }
-                recheck = self.step();
+                recheck = self.proceed(&role);
             } else {
                 ready.waiting_for(self.index.waiting_for());
             }
         }
-        self.finish(inbox).await;
+        self.finish(inbox).await
     }
 
-    /// Lets the writes that are under way end, so that nothing is half known at the next start.
-    async fn finish(mut self, mut inbox: mpsc::UnboundedReceiver<Message>) {
+    /// Decides, if it is this replica's to decide. The lease is looked at when all events have been taken in: a decision
+    /// never rests on what a later leader has written.
+    fn proceed(&mut self, role: &Role) -> Option<Duration> {
+        let Role::Leader { term, clean } = role else { return None };
+        if self.hold.is_ours() && self.take_over(term, *clean) { self.step(term) } else { None }
+    }
+
+    /// Lets the writes that are under way end, so that nothing is half known at the next start. True if they all have.
+    async fn finish(mut self, mut inbox: mpsc::UnboundedReceiver<Message>) -> bool {
         let all = async {
             while self.in_flight > 0 {
                 match inbox.recv().await {
@@ -263,20 +318,23 @@ impl Controller {
                 }
             }
         };
-        if tokio::time::timeout(Duration::from_secs(5), all).await.is_err() {
-            debug!("gave up waiting for writes under way");
-        }
+        let ended = tokio::time::timeout(Duration::from_secs(5), all).await.is_ok();
+        ended && self.unanswered.is_none_or(|then| then.elapsed() > STRAY)
     }
 
     fn take_in(&mut self, message: Message) {
         match message {
             Message::Seen(update) => self.index.apply(now(), update),
             Message::Done(done) => self.take_in_done(done),
+            Message::Lapsed => self.in_flight -= 1,
         }
     }
 
     fn take_in_done(&mut self, done: Done) {
         self.in_flight -= 1;
+        if done.outcome == Outcome::Unanswered {
+            self.unanswered = Some(Instant::now());
+        }
         if let Some(update) = done.update {
             self.index.apply_answer(now(), update);
         }
@@ -329,11 +387,15 @@ impl Controller {
                 self.metrics.write("deletion", done.outcome);
                 self.deleting.remove(&uid);
             }
+            About::Touch(object) => {
+                self.metrics.write("takeover", done.outcome);
+                self.takeover.end(object, done.outcome);
+            }
         }
     }
 
     /// Decides, and sets everything going that was decided. Returns how long to wait if nothing happens.
-    fn step(&mut self) -> Option<Duration> {
+    fn step(&mut self, term: &str) -> Option<Duration> {
         self.index.prune();
         self.limits.idle_retention =
             self.index.checks().idle_retention().unwrap_or(Limits::default().idle_retention);
@@ -343,6 +405,7 @@ impl Controller {
         let plan = plan(now, self.index.snapshot(), &self.limits);
         timer.observe_duration();
         self.index.retain_told(&plan.notices);
+        self.index.note_waiting(now, plan.waiting);
         if self.taken != plan.taken {
             self.metrics.taken(&plan.taken, &self.taken);
             self.taken = plan.taken;
@@ -353,8 +416,8 @@ impl Controller {
         for verdict in self.index.stale_conditions() {
             self.begin_active(verdict);
         }
-        for (node, uid) in self.index.without_mark(VERSION) {
-            self.begin_mark(node, uid);
+        for (node, expect) in self.index.without_mark(VERSION) {
+            self.begin_mark(node, expect, term.to_owned());
         }
         plan.recheck_at.map(|at| (at - now).max(Duration::from_millis(1)))
     }
@@ -377,17 +440,19 @@ impl Controller {
         match action {
             Action::WriteSpec { node, expect, spec } => {
                 debug!(%node, claims = spec.claims.len(), "writing spec");
+                let term = self.index.term_of(&node);
                 self.index.begin_spec(&node, spec.clone());
                 self.spawn(async move {
-                    let (outcome, update) = writer.write_spec(&node, &expect, &spec).await;
+                    let (outcome, update) = writer.write_spec(&node, &expect, &term, &spec).await;
                     Done { about: About::Spec(node), outcome, update }
                 });
             }
             Action::DeleteNode { node, expect } => {
                 info!(%node, "the Node is gone and nothing is claimed on it; removing its MIGNode");
+                let Some(version) = self.index.mig_version(&node) else { return };
                 self.index.begin_spec(&node, NodeSpec::default());
                 self.spawn(async move {
-                    let (outcome, update) = writer.delete_node(&node, &expect).await;
+                    let (outcome, update) = writer.delete_node(&node, &expect, &version).await;
                     Done { about: About::Spec(node), outcome, update }
                 });
             }
@@ -399,7 +464,7 @@ impl Controller {
                     .filter(|_| from == state)
                     .and_then(|w| w.status.as_ref()?.admission_checks.iter().find(|c| c.name == check))
                     .map_or_else(|| time(now()), |entry| entry.last_transition_time.clone());
-                let entry = CheckEntry::new(&workload, check, state, message, since, &label);
+                let entry = CheckEntry::new(check, state, message, since, &label);
                 let transition = (from != state).then_some(Transition { from, to: state });
                 self.index.set_workload_busy(&workload.uid, true);
                 self.spawn(async move {
@@ -435,12 +500,15 @@ impl Controller {
                 });
             }
             Action::DeletePod { pod } => {
+                let Some(expect) = self.index.snapshot().pods.get(&pod.uid).map(|p| p.version.clone()) else {
+                    return;
+                };
                 if !self.deleting.insert(pod.uid.clone()) {
                     return;
                 }
                 info!(namespace = %pod.namespace, pod = %pod.name, "its slice was made anew; deleting the pod");
                 self.spawn(async move {
-                    let (outcome, update) = writer.delete_pod(&pod).await;
+                    let (outcome, update) = writer.delete_pod(&pod, &expect).await;
                     Done { about: About::Deletion(pod.uid), outcome, update }
                 });
             }
@@ -459,25 +527,25 @@ impl Controller {
         });
     }
 
-    fn begin_mark(&mut self, node: NodeName, uid: String) {
+    fn begin_mark(&mut self, node: NodeName, expect: String, term: String) {
         if !self.marking.insert(node.clone()) {
             return;
         }
         let writer = self.writer.clone();
         self.spawn(async move {
-            let (outcome, update) = writer.mark(&node, &uid, VERSION).await;
+            let (outcome, update) = writer.mark(&node, &expect, VERSION, &term).await;
             Done { about: About::Mark(node), outcome, update }
         });
     }
 
     fn spawn(&mut self, write: impl Future<Output = Done> + Send + 'static) {
         self.in_flight += 1;
-        let (messages, slots) = (self.messages.clone(), self.slots.clone());
+        let (messages, slots, hold) = (self.messages.clone(), self.slots.clone(), self.hold.clone());
         tokio::spawn(async move {
             let _slot = slots.acquire_owned().await;
-            let done = write.await;
+            let message = if hold.is_ours() { Message::Done(write.await) } else { Message::Lapsed };
             // The deciding task is gone only when the process is about to be.
-            let _ = messages.send(Message::Done(done));
+            let _ = messages.send(message);
         });
     }
 }

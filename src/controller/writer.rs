@@ -21,6 +21,8 @@ use super::index::{Change, Update};
 use crate::api::convert::mig;
 use crate::api::{MIGNode, kueue, names};
 
+/// The annotation with the term, as a JSON pointer.
+const TERM_PATH: &str = "/metadata/annotations/slicegate.dev~1term";
 /// Pause after a write that failed for no fault of its own, or that the API server will not have.
 const PAUSE: Duration = Duration::from_secs(1);
 
@@ -31,8 +33,10 @@ pub enum Outcome {
     Written,
     /// The object had changed.
     Conflict,
-    /// The API server would not, or could not.
+    /// The API server would not.
     Failed,
+    /// Nobody knows: it may have been done, or still be done.
+    Unanswered,
 }
 
 impl Outcome {
@@ -42,6 +46,7 @@ impl Outcome {
             Self::Written => "written",
             Self::Conflict => "conflict",
             Self::Failed => "failed",
+            Self::Unanswered => "unanswered",
         }
     }
 }
@@ -60,17 +65,20 @@ impl Writer {
         Self { recorder: Recorder::new(client.clone(), reporter), client }
     }
 
-    /// Replaces a MIGNode's `spec`, guarded by uid and generation: the agent's status updates do not get in the way.
+    /// Replaces a MIGNode's `spec`, guarded by uid, generation and the term that it is marked with: the agent's status updates
+    /// do not get in the way, a change of leaders does.
     pub async fn write_spec(
         &self,
         node: &NodeName,
         expect: &Version,
+        term: &str,
         spec: &NodeSpec,
     ) -> (Outcome, Option<Update>) {
         let api: Api<MIGNode> = Api::all(self.client.clone());
         let operations = serde_json::json!([
             {"op": "test", "path": "/metadata/uid", "value": &*expect.uid},
             {"op": "test", "path": "/metadata/generation", "value": expect.generation},
+            {"op": "test", "path": TERM_PATH, "value": term},
             {"op": "replace", "path": "/spec", "value": mig::spec_to_api(spec)},
         ]);
         let result = match serde_json::from_value(operations) {
@@ -80,26 +88,22 @@ impl Writer {
         let unchanged = |object: &MIGNode| {
             object.metadata.generation == Some(expect.generation)
                 && object.uid().as_deref() == Some(&*expect.uid)
+                && object.annotations().get(names::TERM).is_some_and(|mark| mark == term)
         };
         self.finish("MIGNode spec", node.as_str(), result, &api, Update::MigNode, unchanged).await
     }
 
-    /// Removes a MIGNode.
-    pub async fn delete_node(&self, node: &NodeName, expect: &Version) -> (Outcome, Option<Update>) {
+    /// Removes a MIGNode, if it has not changed at all.
+    pub async fn delete_node(
+        &self,
+        node: &NodeName,
+        expect: &Version,
+        version: &str,
+    ) -> (Outcome, Option<Update>) {
         let api: Api<MIGNode> = Api::all(self.client.clone());
-        let uid = Some(expect.uid.to_string());
-        let parameters = DeleteParams {
-            preconditions: Some(Preconditions { uid, resource_version: None }),
-            ..DeleteParams::default()
-        };
-        match api.delete(node.as_str(), &parameters).await {
-            Ok(_) => (Outcome::Written, None),
-            Err(kube::Error::Api(status)) if status.code == 404 => (Outcome::Written, None),
-            Err(error) => {
-                self.complain("MIGNode deletion", node.as_str(), &error).await;
-                (Outcome::Failed, None)
-            }
-        }
+        let result = api.delete(node.as_str(), &unchanged(&expect.uid, version)).await;
+        let result = result.map(|_| None);
+        self.finish_deletion("MIGNode deletion", node.as_str(), version, result, &api, Update::MigNode).await
     }
 
     /// Sets one of our entries in `status.admissionChecks`, guarded by resourceVersion. Every field that we control is sent
@@ -111,6 +115,9 @@ impl Writer {
         check: CheckEntry,
     ) -> (Outcome, Option<Update>) {
         let api: Api<kueue::Workload> = Api::namespaced(self.client.clone(), &workload.namespace);
+        // Whoever applies one entry of a list gives up those that he has applied before and does not name: two checks of ours
+        // on one Workload would take each other away. So each check has a field manager of its own.
+        let manager = format!("{}/{}", names::CONTROLLER_MANAGER, check.name);
         let body = WorkloadPatch {
             api_version: "kueue.x-k8s.io/v1beta2",
             kind: "Workload",
@@ -123,7 +130,8 @@ impl Writer {
             status: WorkloadStatusPatch { admission_checks: [check] },
         };
         // Kueue owns the entry, too: it makes it, and rewrites it at each reservation.
-        let result = api.patch_status(&workload.name, &params().force(), &Patch::Apply(&body)).await;
+        let params = PatchParams::apply(&manager).force();
+        let result = api.patch_status(&workload.name, &params, &Patch::Apply(&body)).await;
         let unchanged = |object: &kueue::Workload| object.resource_version().as_deref() == Some(expect);
         self.finish("admission check", &workload.to_string(), result, &api, Update::Workload, unchanged).await
     }
@@ -167,31 +175,49 @@ impl Writer {
         }
     }
 
-    /// Deletes a pod, if it is still the same. Returns it as it is then: on its way out.
-    pub async fn delete_pod(&self, pod: &PodKey) -> (Outcome, Option<Update>) {
+    /// Deletes a pod, if it has not changed at all. Returns it as it is then: on its way out.
+    pub async fn delete_pod(&self, pod: &PodKey, expect: &str) -> (Outcome, Option<Update>) {
         let api: Api<Pod> = Api::namespaced(self.client.clone(), &pod.namespace);
-        let uid = Some(pod.uid.to_string());
-        let parameters = DeleteParams {
-            preconditions: Some(Preconditions { uid, resource_version: None }),
-            ..DeleteParams::default()
-        };
-        match api.delete(&pod.name, &parameters).await {
-            Ok(answer) => (Outcome::Written, answer.left().map(|pod| Update::Pod(Change::Apply(pod)))),
-            Err(kube::Error::Api(status)) if status.code == 404 => (Outcome::Written, None),
-            Err(error) => {
-                self.complain("pod deletion", &format!("{}/{}", pod.namespace, pod.name), &error).await;
-                let gone = matches!(&error, kube::Error::Api(status) if status.code == 409);
-                (if gone { Outcome::Conflict } else { Outcome::Failed }, None)
-            }
-        }
+        let result = api.delete(&pod.name, &unchanged(pod.uid.as_str(), expect)).await;
+        let result = result.map(|answer| answer.left().map(|pod| Update::Pod(Change::Apply(pod))));
+        let name = format!("{}/{}", pod.namespace, pod.name);
+        self.finish_deletion("pod deletion", &name, expect, result, &api, Update::Pod).await
     }
 
-    /// Marks a MIGNode with the controller's version.
-    pub async fn mark(&self, node: &NodeName, uid: &str, version: &str) -> (Outcome, Option<Update>) {
+    /// Changes a gated pod in nothing but its version, so that what was decided on it before is void.
+    pub async fn touch_pod(&self, pod: &PodKey, expect: &str, term: &str) -> (Outcome, Option<Update>) {
+        let api: Api<Pod> = Api::namespaced(self.client.clone(), &pod.namespace);
+        let patch = serde_json::json!({
+            "metadata": {
+                "resourceVersion": expect,
+                "uid": pod.uid.as_str(),
+                "annotations": {names::TERM: term},
+            },
+        });
+        let result = api.patch(&pod.name, &params(), &Patch::Merge(patch)).await;
+        let unchanged = |object: &Pod| object.resource_version().as_deref() == Some(expect);
+        let name = format!("{}/{}", pod.namespace, pod.name);
+        self.finish("pod annotation", &name, result, &api, Update::Pod, unchanged).await
+    }
+
+    /// Marks a MIGNode with the controller's version and a term, guarded by resourceVersion: a former leader's mark must not
+    /// take the place of a later one.
+    pub async fn mark(
+        &self,
+        node: &NodeName,
+        expect: &str,
+        version: &str,
+        term: &str,
+    ) -> (Outcome, Option<Update>) {
         let api: Api<MIGNode> = Api::all(self.client.clone());
-        let patch = serde_json::json!({"metadata": {"uid": uid, "annotations": {names::CONTROLLER_VERSION: version}}});
+        let patch = serde_json::json!({
+            "metadata": {
+                "resourceVersion": expect,
+                "annotations": {names::CONTROLLER_VERSION: version, names::TERM: term},
+            },
+        });
         let result = api.patch(node.as_str(), &params(), &Patch::Merge(patch)).await;
-        let unchanged = |object: &MIGNode| object.uid().as_deref() == Some(uid);
+        let unchanged = |object: &MIGNode| object.resource_version().as_deref() == Some(expect);
         self.finish("MIGNode annotation", node.as_str(), result, &api, Update::MigNode, unchanged).await
     }
 
@@ -227,13 +253,18 @@ impl Writer {
         }
     }
 
-    /// Sets the condition `Active` of an AdmissionCheck.
+    /// Sets the condition `Active` of an AdmissionCheck, guarded by resourceVersion.
     pub async fn set_active(&self, verdict: &Verdict, since: Time) -> (Outcome, Option<Update>) {
         let api: Api<kueue::AdmissionCheck> = Api::all(self.client.clone());
         let body = CheckPatch {
             api_version: "kueue.x-k8s.io/v1beta2",
             kind: "AdmissionCheck",
-            metadata: Metadata { name: &verdict.check, namespace: None, resource_version: None, uid: None },
+            metadata: Metadata {
+                name: &verdict.check,
+                namespace: None,
+                resource_version: Some(&verdict.version),
+                uid: None,
+            },
             status: CheckStatusPatch {
                 conditions: [Condition {
                     type_: checks::ACTIVE.to_owned(),
@@ -246,7 +277,32 @@ impl Writer {
             },
         };
         let result = api.patch_status(&verdict.check, &params().force(), &Patch::Apply(&body)).await;
-        self.finish("AdmissionCheck", &verdict.check, result, &api, Update::Check, |_| true).await
+        let unchanged =
+            |object: &kueue::AdmissionCheck| object.resource_version().as_deref() == Some(&verdict.version);
+        self.finish("AdmissionCheck", &verdict.check, result, &api, Update::Check, unchanged).await
+    }
+
+    /// What a deletion comes to.
+    async fn finish_deletion<K>(
+        &self,
+        what: &str,
+        name: &str,
+        expect: &str,
+        result: kube::Result<Option<Update>>,
+        api: &Api<K>,
+        wrap: fn(Change<K>) -> Update,
+    ) -> (Outcome, Option<Update>)
+    where
+        K: kube::Resource<DynamicType = ()> + Clone + std::fmt::Debug + serde::de::DeserializeOwned,
+    {
+        match result {
+            Ok(update) => (Outcome::Written, update),
+            Err(kube::Error::Api(status)) if status.code == 404 => (Outcome::Written, None),
+            Err(error) => {
+                let unchanged = |object: &K| object.resource_version().as_deref() == Some(expect);
+                self.finish(what, name, Err(error), api, wrap, unchanged).await
+            }
+        }
     }
 
     /// What a write comes to: the object as written, or, when its precondition failed, as it is now.
@@ -271,7 +327,8 @@ impl Writer {
         // precondition still holds.
         if !matches!(code, 404 | 409 | 422) {
             self.complain(what, name, &error).await;
-            return (Outcome::Failed, None);
+            let outcome = if (400..500).contains(&code) { Outcome::Failed } else { Outcome::Unanswered };
+            return (outcome, None);
         }
         let bare = name.rsplit('/').next().unwrap_or(name);
         match api.get_opt(bare).await {
@@ -328,6 +385,12 @@ fn shortened(note: &str) -> String {
     format!("{}…", &note[..end])
 }
 
+/// The precondition of a deletion.
+fn unchanged(uid: &str, version: &str) -> DeleteParams {
+    let (uid, resource_version) = (Some(uid.to_owned()), Some(version.to_owned()));
+    DeleteParams { preconditions: Some(Preconditions { uid, resource_version }), ..DeleteParams::default() }
+}
+
 fn params() -> PatchParams {
     PatchParams::apply(names::CONTROLLER_MANAGER)
 }
@@ -351,14 +414,13 @@ struct PodSetUpdate {
 }
 
 impl CheckEntry {
-    /// An entry; `label` names the pod sets whose pods are to carry the workload's uid.
+    /// An entry; `label` names the pod sets whose pods are to carry a workload's uid.
     pub fn new(
-        workload: &WorkloadKey,
         name: String,
         state: CheckState,
         message: String,
         since: Time,
-        label: &[PodSetName],
+        label: &[(PodSetName, WorkloadUid)],
     ) -> Self {
         Self {
             name,
@@ -367,9 +429,9 @@ impl CheckEntry {
             last_transition_time: since,
             pod_set_updates: label
                 .iter()
-                .map(|pod_set| PodSetUpdate {
+                .map(|(pod_set, uid)| PodSetUpdate {
                     name: pod_set.to_string(),
-                    labels: BTreeMap::from([(names::WORKLOAD_LABEL, workload.uid.to_string())]),
+                    labels: BTreeMap::from([(names::WORKLOAD_LABEL, uid.to_string())]),
                 })
                 .collect(),
             // Kueue would hold the quota for as long as this says, and then evict: never what is wanted.

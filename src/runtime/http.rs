@@ -26,7 +26,8 @@ pub fn router(registry: Registry, ready: Ready) -> Router {
             "/readyz",
             get(move || async move {
                 if ready.is_ready() {
-                    (StatusCode::OK, "ok\n".to_owned())
+                    let role = ready.role().map(|role| format!(" ({role})")).unwrap_or_default();
+                    (StatusCode::OK, format!("ok{role}\n"))
                 } else {
                     let missing = ready.missing().join(", ");
                     (StatusCode::SERVICE_UNAVAILABLE, format!("waiting for: {missing}\n"))

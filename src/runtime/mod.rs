@@ -1,7 +1,9 @@
-//! What every subcommand needs: logs, a client, health and metrics over HTTP, an orderly end.
+//! What every subcommand needs: logs, a client, health and metrics over HTTP, leader election, an orderly end.
 
 mod clients;
+mod clock;
 mod http;
+pub mod lease;
 mod ready;
 
 pub use clients::Clients;

@@ -10,6 +10,7 @@ pub struct Ready(Arc<Mutex<State>>);
 struct State {
     ready: bool,
     waiting_for: Vec<&'static str>,
+    role: Option<&'static str>,
 }
 
 impl Ready {
@@ -19,7 +20,9 @@ impl Ready {
 
     /// Notes that the process is ready.
     pub fn set(&self) {
-        *self.state() = State { ready: true, waiting_for: Vec::new() };
+        let mut state = self.state();
+        state.ready = true;
+        state.waiting_for.clear();
     }
 
     /// Notes that the process is not ready, or no longer.
@@ -30,6 +33,16 @@ impl Ready {
     /// Notes what the process waits for.
     pub fn waiting_for(&self, what: Vec<&'static str>) {
         self.state().waiting_for = what;
+    }
+
+    /// Notes what the process is among its like.
+    pub fn set_role(&self, role: &'static str) {
+        self.state().role = Some(role);
+    }
+
+    /// What the process is among its like; `None` where it has none.
+    pub fn role(&self) -> Option<&'static str> {
+        self.state().role
     }
 
     /// Whether the process is ready.

@@ -1,17 +1,19 @@
 //! An independent judge: it knows MIGNodes, pods and the GPUs' real state, and nothing of how the operator decides.
 
+use std::borrow::Borrow;
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
 use anyhow::Result;
 use futures::{StreamExt, stream};
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::api::ListParams;
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client, ResourceExt};
 use nvml_sim::{Instance, StateDir};
 use slicegate::api::MIGNode;
-use slicegate_rig::operator::gpu_state;
+use slicegate_rig::{Rig, schedulable};
 use tokio::task::JoinHandle;
 
 use crate::support::World;
@@ -35,18 +37,14 @@ struct Findings {
 #[derive(Clone)]
 struct Judge {
     client: Client,
-    gpus: BTreeMap<String, StateDir>,
+    /// A folder per node, with what the simulator keeps of its GPUs.
+    gpus: PathBuf,
 }
 
 impl Checker {
     /// Begins to judge at every change of a MIGNode or a pod.
-    pub fn start(world: &World) -> Self {
-        let gpus = world
-            .nodes
-            .iter()
-            .map(|node| (node.name().to_owned(), StateDir::open(gpu_state(&world.rig, node.name()))))
-            .collect();
-        let judge = Judge { client: world.client.clone(), gpus };
+    pub fn start<R: Borrow<Rig>>(world: &World<R>) -> Self {
+        let judge = Judge { client: world.client.clone(), gpus: world.rig.borrow().dir().join("gpus") };
         let found = Arc::new(Mutex::new(Findings::default()));
         let (worker, findings) = (judge.clone(), found.clone());
         let task = tokio::spawn(async move {
@@ -71,8 +69,13 @@ impl Checker {
         Self { judge, task, found }
     }
 
+    /// What has been wrong so far.
+    pub fn violations(&self) -> Vec<String> {
+        self.found.lock().unwrap().violations.iter().cloned().collect()
+    }
+
     /// Ends, and fails if anything was ever wrong, or is left at the end.
-    pub async fn finish(self, world: &World) -> Result<usize> {
+    pub async fn finish<R: Borrow<Rig>>(self, world: &World<R>) -> Result<usize> {
         self.task.abort();
         let last = self.judge.look().await?;
         // Reported and real slices agree once all is quiet, to the last one.
@@ -105,10 +108,12 @@ impl Checker {
 impl Judge {
     async fn look(&self) -> Result<Vec<String>> {
         let pods = Api::<Pod>::all(self.client.clone());
-        let before = holders(&pods.list(&ListParams::default()).await?.items);
+        // What is over holds nothing, and there is much of it.
+        let live = ListParams::default().fields("status.phase!=Succeeded,status.phase!=Failed");
+        let before = holders(&pods.list(&live).await?.items);
         let instances = self.instances()?;
-        let after = holders(&pods.list(&ListParams::default()).await?.items);
         let nodes = Api::<MIGNode>::all(self.client.clone()).list(&ListParams::default()).await?.items;
+        let after = holders(&pods.list(&live).await?.items);
 
         let mut violations = Vec::new();
         for (node, instances) in &instances {
@@ -131,31 +136,66 @@ impl Judge {
                 violations.extend(overlaps(places).map(|o| format!("GPU {gpu} of {name}, in status: {o}")));
             }
         }
-        // A pod that was there before and after the GPUs were read was there when they were read.
-        let mut held = Counts::new();
-        for (uid, slices) in before.iter().filter(|(uid, _)| after.contains_key(*uid)) {
-            let _ = uid;
-            for (place, count) in slices {
+        // A pod that was there before and after GPUs and claims were read was there when they were read.
+        let (mut held, mut staying) = (Counts::new(), Counts::new());
+        for (_, holder) in before.iter().filter(|(uid, _)| after.contains_key(*uid)) {
+            for (place, count) in &holder.slices {
                 *held.entry(place.clone()).or_default() += count;
+                if !holder.deleting {
+                    *staying.entry(place.clone()).or_default() += count;
+                }
             }
         }
-        for ((node, profile), count) in held {
+        for ((node, profile), count) in &held {
+            let (node, profile, count) = (node.clone(), profile.clone(), *count);
             let there =
                 instances.get(&node).map_or(0, |all| all.iter().filter(|i| i.profile == profile).count());
             if count > there {
                 violations.push(format!("{node}: pods hold {count} × {profile}, but there are {there}"));
             }
         }
+        for (place, mut count) in held {
+            // Of one that is on its way out, a node that is lost may take the claim along.
+            if self.is_lost(&place.0).await? {
+                count = staying.get(&place).copied().unwrap_or(0);
+            }
+            let (node, profile) = place;
+            let claims = nodes.iter().filter(|n| n.name_any() == node).flat_map(|n| &n.spec.claims);
+            let claimed: u32 = claims.filter(|c| c.profile == profile).map(|c| c.slices).sum();
+            if count > usize::try_from(claimed)? {
+                violations.push(format!("{node}: pods hold {count} × {profile}, but {claimed} are claimed"));
+            }
+        }
         Ok(violations)
     }
 
+    /// Whether nobody will ever say what became of the pods of a node.
+    async fn is_lost(&self, node: &str) -> Result<bool> {
+        let node = Api::<Node>::all(self.client.clone()).get_opt(node).await?;
+        Ok(node.is_none_or(|node| !schedulable(&node)))
+    }
+
     fn instances(&self) -> Result<BTreeMap<String, Vec<Instance>>> {
-        self.gpus.iter().map(|(node, state)| Ok((node.clone(), state.instances()?))).collect()
+        let mut instances = BTreeMap::new();
+        for entry in std::fs::read_dir(&self.gpus)? {
+            let folder = entry?.path();
+            if folder.join("state.json").is_file() {
+                let node = folder.file_name().unwrap().to_string_lossy().into_owned();
+                instances.insert(node, StateDir::open(folder).instances()?);
+            }
+        }
+        Ok(instances)
     }
 }
 
-/// What each live pod that is bound to a node holds there.
-fn holders(pods: &[Pod]) -> BTreeMap<String, Counts> {
+/// A live pod that is bound to a node, and what it holds there.
+struct Holding {
+    slices: Counts,
+    deleting: bool,
+}
+
+/// The holders of slices, by uid.
+fn holders(pods: &[Pod]) -> BTreeMap<String, Holding> {
     let mut holders = BTreeMap::new();
     for pod in pods {
         let phase = pod.status.as_ref().and_then(|s| s.phase.as_deref()).unwrap_or_default();
@@ -174,7 +214,8 @@ fn holders(pods: &[Pod]) -> BTreeMap<String, Counts> {
             }
         }
         if !slices.is_empty() {
-            holders.insert(pod.uid().unwrap(), slices);
+            let deleting = pod.metadata.deletion_timestamp.is_some();
+            holders.insert(pod.uid().unwrap(), Holding { slices, deleting });
         }
     }
     holders

@@ -2,11 +2,24 @@
 
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking, in its helpers too")]
 
+mod availability;
 mod bad_input;
 mod checker;
+mod gate;
 mod identities;
 mod install;
+mod kinds;
 mod life;
+mod nodes;
+mod provisioning;
+mod queues;
+mod quota_loss;
+mod several_checks;
+mod shared;
 mod sixty_jobs;
+mod skew;
+mod states;
 mod strangers;
 mod support;
+mod watched;
+mod workload_checker;

@@ -29,7 +29,7 @@ fn jobs(seconds: [&str; 3]) -> Vec<Value> {
     jobs
 }
 
-async fn submit_all(world: &World, seconds: [&str; 3]) -> Result<Vec<(String, String)>> {
+pub async fn submit_all(world: &World, seconds: [&str; 3]) -> Result<Vec<(String, String)>> {
     for namespace in ["red", "green", "blue"] {
         world.namespace(namespace).await?;
     }
@@ -45,7 +45,7 @@ async fn submit_all(world: &World, seconds: [&str; 3]) -> Result<Vec<(String, St
     Ok(names)
 }
 
-async fn done(world: &World, names: &[(String, String)]) -> Result<usize> {
+pub async fn done(world: &World, names: &[(String, String)]) -> Result<usize> {
     let mut count = 0;
     for (namespace, name) in names {
         count += usize::from(world.job_done(namespace, name).await?);
@@ -104,15 +104,15 @@ async fn sixty_jobs_complete_though_controller_and_agents_are_killed() -> Result
 }
 
 /// `SplitMix64`, seeded by the clock: the seed is printed.
-struct Random(u64);
+pub struct Random(pub u64);
 
 impl Random {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let nanoseconds = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default().as_nanos();
         Self(u64::try_from(nanoseconds % u128::from(u64::MAX)).unwrap_or(1))
     }
 
-    fn below(&mut self, limit: u64) -> u64 {
+    pub fn below(&mut self, limit: u64) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);

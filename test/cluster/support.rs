@@ -1,5 +1,6 @@
 //! A cluster for one group of tests, and waiting for conditions.
 
+use std::borrow::Borrow;
 use std::fmt::Debug;
 use std::time::Duration;
 
@@ -18,9 +19,9 @@ use slicegate_rig::{Options, Rig};
 /// Far longer than anything takes; only a failing test waits so long.
 pub const PATIENCE: Duration = Duration::from_mins(2);
 
-/// A cluster with the operator on it. It ends with the value.
-pub struct World {
-    pub rig: Rig,
+/// A cluster with the operator on it. It ends with the value, unless others have a part in it.
+pub struct World<R = Rig> {
+    pub rig: R,
     pub operator: Operator,
     pub client: Client,
     pub nodes: Vec<GpuNode>,
@@ -29,18 +30,35 @@ pub struct World {
 impl World {
     /// A cluster with these nodes, the operator and the queues of `kueue/`.
     pub async fn with(nodes: Vec<GpuNode>) -> Result<Self> {
-        let rig = Rig::up(Options::temporary()?).await?;
-        let operator = Operator::find()?;
+        Self::as_wanted(Options::temporary()?, nodes).await
+    }
+
+    /// The same on a cluster that is brought up with these options.
+    pub async fn as_wanted(options: Options, nodes: Vec<GpuNode>) -> Result<Self> {
+        Self::up(options, Operator::find()?, nodes).await
+    }
+
+    /// The same with further arguments for the controller.
+    pub async fn with_args(nodes: Vec<GpuNode>, args: &[&str]) -> Result<Self> {
+        let operator = Operator::find()?.controller_args(args.iter().copied());
+        Self::up(Options::temporary()?, operator, nodes).await
+    }
+
+    async fn up(options: Options, operator: Operator, nodes: Vec<GpuNode>) -> Result<Self> {
+        let rig = Rig::up(options).await?;
         operator.install(&rig, &nodes).await?;
         let client = rig.client().await?;
         let world = Self { rig, operator, client, nodes };
         world.until("the AdmissionCheck is Active", || world.check_condition("slicegate", "True")).await?;
         Ok(world)
     }
+}
 
+impl<R: Borrow<Rig>> World<R> {
     /// A namespace with a LocalQueue `mig`.
     pub async fn namespace(&self, name: &str) -> Result<()> {
         self.rig
+            .borrow()
             .apply_yaml(&format!(
                 "apiVersion: v1\nkind: Namespace\nmetadata: {{name: {name}}}\n---\n\
                  apiVersion: kueue.x-k8s.io/v1beta2\nkind: LocalQueue\nmetadata: {{name: mig, namespace: {name}}}\n\
@@ -136,7 +154,7 @@ impl World {
         what: &str,
         condition: impl FnMut() -> F,
     ) -> Result<T::Value> {
-        let logs = || format!("logs in {}", self.rig.dir().join("logs").display());
+        let logs = || format!("logs in {}", self.rig.borrow().dir().join("logs").display());
         wait::until(PATIENCE, what, condition).await.with_context(logs)
     }
 

@@ -5,6 +5,7 @@
 mod agent;
 mod api_server;
 mod crds;
+mod gate;
 mod handoff;
 mod health;
 mod image;
@@ -12,6 +13,7 @@ mod kubelet;
 mod manifests;
 mod repository;
 mod simulator;
+mod versions;
 
 use std::path::{Path, PathBuf};
 

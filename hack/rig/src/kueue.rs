@@ -1,89 +1,30 @@
-//! Kueue outside of the cluster that it serves.
-//!
-//! Its manifests are rendered from its own module. What would run it as a pod is left out, and the API server is told
-//! to call its webhooks at a loopback address instead of through a Service, of which there is none to route to.
+//! Kueue: its configuration and its command line.
 
 use std::fs;
-use std::path::Path;
 
 use anyhow::{Context, Result};
-use k8s_openapi::ByteString;
-use serde_json::{Value, json};
+use serde_json::json;
 
-use crate::certs::{Pki, write_private};
+use crate::certs::write_private;
 use crate::control_plane::{BURST, Layout, QPS};
-use crate::manifests::{kind, render};
-use crate::ports::Reserved;
+use crate::frameworks::Framework;
+use crate::manager::Ports;
 use crate::process::ProcessSpec;
 use crate::ready::Health;
 
 /// Namespaces whose workloads Kueue leaves alone.
 const UNMANAGED: [&str; 3] = ["kube-system", "kueue-system", "slicegate-system"];
 
-/// The objects that Kueue needs, rewritten for a Kueue at `webhooks` (`https://127.0.0.1:PORT`).
-pub async fn objects(
-    kubectl: &Path,
-    module: &Path,
-    pki: &Pki,
-    webhooks: &str,
-    config: &str,
-) -> Result<Vec<Value>> {
-    let mut objects = render(kubectl, &module.join("config/default")).await?;
-    objects.retain(|object| !matches!(kind(object), "Deployment" | "Service" | "Secret" | "APIService"));
-    let bundle = serde_json::to_value(ByteString(pki.ca().as_bytes().to_vec()))?;
-    for object in &mut objects {
-        for call in webhook_clients(object) {
-            let path = call["service"]["path"].as_str().unwrap_or_default().to_owned();
-            *call = json!({"url": format!("{webhooks}{path}"), "caBundle": bundle});
-        }
-        // The configuration that is really in force, for whoever looks it up in the cluster.
-        if kind(object) == "ConfigMap" {
-            object["data"] = json!({"controller_manager_config.yaml": config});
-        }
-    }
-    Ok(objects)
-}
-
-/// Every place in an object that says how to reach a webhook through a Service.
-fn webhook_clients(object: &mut Value) -> Vec<&mut Value> {
-    let mut clients: Vec<&mut Value> = match kind(object) {
-        "CustomResourceDefinition" => {
-            object.pointer_mut("/spec/conversion/webhook/clientConfig").into_iter().collect()
-        }
-        "MutatingWebhookConfiguration" | "ValidatingWebhookConfiguration" => object["webhooks"]
-            .as_array_mut()
-            .into_iter()
-            .flatten()
-            .filter_map(|webhook| webhook.get_mut("clientConfig"))
-            .collect(),
-        _ => Vec::new(),
-    };
-    clients.retain(|client| client.get("service").is_some());
-    clients
-}
-
-/// The ports of a Kueue that is not started yet.
-pub struct Ports {
-    webhooks: Reserved,
-    health: Reserved,
-    metrics: Reserved,
-}
-
-impl Ports {
-    /// Reserves them.
-    pub fn new() -> Result<Self> {
-        Ok(Self { webhooks: Reserved::new()?, health: Reserved::new()?, metrics: Reserved::new()? })
-    }
-
-    /// Where the API server will call.
-    pub fn webhook_url(&self) -> String {
-        format!("https://127.0.0.1:{}", self.webhooks.port())
-    }
-}
-
-/// Kueue's own configuration.
-pub fn config(layout: &Layout<'_>, ports: &Ports) -> Result<String> {
-    let config = json!({
+/// Kueue's own configuration, changed by a JSON merge patch.
+pub fn config(
+    layout: &Layout<'_>,
+    ports: &Ports,
+    frameworks: impl IntoIterator<Item = Framework>,
+    patch: &Value,
+) -> Result<String> {
+    let mut integrations = vec!["batch/job", "pod", "deployment", "statefulset"];
+    integrations.extend(frameworks.into_iter().map(Framework::integration));
+    let mut config = json!({
         "apiVersion": "config.kueue.x-k8s.io/v1beta2",
         "kind": "Configuration",
         "namespace": "kueue-system",
@@ -104,12 +45,13 @@ pub fn config(layout: &Layout<'_>, ports: &Ports) -> Result<String> {
             "ClusterQueue.kueue.x-k8s.io": 5,
             "ResourceFlavor.kueue.x-k8s.io": 1,
         }},
-        "integrations": {"frameworks": ["batch/job", "pod", "deployment", "statefulset"]},
+        "integrations": {"frameworks": integrations},
         "managedJobsNamespaceSelector": {"matchExpressions": [
             {"key": "kubernetes.io/metadata.name", "operator": "NotIn", "values": UNMANAGED},
         ]},
         "featureGates": {"VisibilityOnDemand": false},
     });
+    json_patch::merge(&mut config, patch);
     Ok(serde_json::to_string_pretty(&config)?)
 }
 
@@ -139,25 +81,4 @@ pub fn kueue(layout: &Layout<'_>, ports: Ports, config: &str) -> Result<ProcessS
         .over_etc(etc)
         .ready_when(Health::Answers(format!("http://127.0.0.1:{health}/readyz")))
         .ready_when(Health::Listens(webhooks)))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn finds_conversions_and_webhooks() {
-        let client = json!({"service": {"name": "s", "namespace": "n", "path": "/p"}});
-        let mut definition = json!({
-            "kind": "CustomResourceDefinition",
-            "spec": {"conversion": {"webhook": {"clientConfig": client}}},
-        });
-        assert_eq!(webhook_clients(&mut definition).len(), 1);
-        let mut webhooks = json!({
-            "kind": "MutatingWebhookConfiguration",
-            "webhooks": [{"clientConfig": client}, {"clientConfig": {"url": "https://elsewhere"}}],
-        });
-        assert_eq!(webhook_clients(&mut webhooks).len(), 1);
-        assert!(webhook_clients(&mut json!({"kind": "Role"})).is_empty());
-    }
 }

@@ -32,10 +32,13 @@
 
 mod certs;
 mod control_plane;
+mod frameworks;
+pub mod gate;
 mod identity;
 pub mod image;
 mod kueue;
 mod kwok;
+mod manager;
 mod manifests;
 mod nodes;
 pub mod operator;
@@ -52,8 +55,9 @@ mod rig;
 mod state;
 pub mod wait;
 
+pub use frameworks::Framework;
 pub use image::Image;
-pub use nodes::NodeSpec;
+pub use nodes::{NodeSpec, schedulable};
 pub use options::Options;
 pub use other_plugin::OtherPlugin;
 pub use ports::free_port;

@@ -2,7 +2,7 @@
 //! identities that they have in a cluster.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use futures::future::try_join_all;
@@ -89,6 +89,7 @@ pub fn three_nodes() -> Vec<GpuNode> {
 pub struct Operator {
     slicegate: PathBuf,
     nvml: PathBuf,
+    controller_args: Vec<String>,
 }
 
 impl Operator {
@@ -105,7 +106,14 @@ impl Operator {
         if !nvml.is_file() {
             bail!("{} is not built: run cargo build -p slicegate-nvml-sim first", nvml.display());
         }
-        Ok(Self { slicegate, nvml })
+        Ok(Self { slicegate, nvml, controller_args: Vec::new() })
+    }
+
+    /// Further arguments for controllers that are started from now on.
+    #[must_use]
+    pub fn controller_args<S: Into<String>>(mut self, args: impl IntoIterator<Item = S>) -> Self {
+        self.controller_args = args.into_iter().map(Into::into).collect();
+        self
     }
 
     /// The program `kubectl-slices`.
@@ -126,6 +134,11 @@ impl Operator {
     /// Applies the manifests and the queues, adds the nodes, and starts controller and agents; ready when they are.
     pub async fn install(&self, rig: &Rig, nodes: &[GpuNode]) -> Result<()> {
         rig.apply_kustomize("config/emulated").await?;
+        self.install_parts(rig, nodes).await
+    }
+
+    /// The same beside what is applied already.
+    pub async fn install_parts(&self, rig: &Rig, nodes: &[GpuNode]) -> Result<()> {
         rig.apply_kustomize("kueue").await?;
         let specs: Vec<NodeSpec> = nodes.iter().map(|n| n.node.clone()).collect();
         let (controller, added) = futures::join!(self.start_controller(rig), rig.add_nodes(&specs));
@@ -137,11 +150,24 @@ impl Operator {
 
     /// Starts the controller with its ServiceAccount's token.
     pub async fn start_controller(&self, rig: &Rig) -> Result<Process> {
-        let kubeconfig = self.kubeconfig(rig, "slicegate-controller", None).await?;
+        let kubeconfig = self.controller_kubeconfig(rig).await?;
+        self.start_replica(rig, "controller", &kubeconfig).await
+    }
+
+    /// The identity of all replicas of the controller.
+    pub async fn controller_kubeconfig(&self, rig: &Rig) -> Result<PathBuf> {
+        self.kubeconfig(rig, "slicegate-controller", None).await
+    }
+
+    /// Starts a replica of the controller: leader if there is none, standby otherwise. In the Lease it is called by its name,
+    /// so that a replica that is killed and started again takes up its own lease at once.
+    pub async fn start_replica(&self, rig: &Rig, name: &str, kubeconfig: &Path) -> Result<Process> {
         let port = free_port()?;
-        let spec = ProcessSpec::new("controller", &self.slicegate)
+        let spec = ProcessSpec::new(name, &self.slicegate)
             .arg("controller")
             .arg(format!("--listen=127.0.0.1:{port}"))
+            .arg(format!("--leader-elect-identity={name}"))
+            .args(self.controller_args.clone())
             .env("KUBECONFIG", kubeconfig.display().to_string())
             .env("RUST_LOG", log_level())
             .port(port)

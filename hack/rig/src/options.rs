@@ -1,12 +1,14 @@
 //! How a cluster is wanted.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::Result;
+use serde_json::{Value, json};
 
+use crate::frameworks::Framework;
 use crate::process::{Lifetime, ProcessId};
 use crate::repo::Repo;
 
@@ -23,6 +25,12 @@ pub struct Options {
     pub progress: bool,
     /// Further command-line arguments by part, for example `kube-apiserver`: `--runtime-config=api/all=true`.
     pub extra_args: BTreeMap<String, Vec<String>>,
+    /// What Kueue's configuration has beside or instead of the rig's own: a JSON merge patch (RFC 7396).
+    pub kueue: Value,
+    /// Manifests that are there before Kueue starts, as Go module and path in it: it looks for the APIs of others only then.
+    pub manifests: Vec<(String, String)>,
+    /// Kinds of job that Kubernetes does not come with; each costs a process.
+    pub frameworks: BTreeSet<Framework>,
 }
 
 impl Options {
@@ -46,14 +54,54 @@ impl Options {
 
     /// A cluster in a given folder.
     pub fn in_dir(dir: impl Into<PathBuf>, lifetime: Lifetime) -> Self {
-        Self { dir: dir.into(), lifetime, remove_dir: false, progress: true, extra_args: BTreeMap::new() }
+        Self {
+            dir: dir.into(),
+            lifetime,
+            remove_dir: false,
+            progress: true,
+            extra_args: BTreeMap::new(),
+            kueue: json!({}),
+            manifests: Vec::new(),
+            frameworks: BTreeSet::new(),
+        }
     }
 
     /// Adds a command-line argument to a part: `etcd`, `kube-apiserver`, `kube-controller-manager`,
-    /// `kube-scheduler`, `kwok` or `kueue`.
+    /// `kube-scheduler`, `kwok`, `kueue` or a framework's program.
     #[must_use]
     pub fn extra_arg(mut self, part: &str, arg: impl Into<String>) -> Self {
         self.extra_args.entry(part.to_owned()).or_default().push(arg.into());
+        self
+    }
+
+    /// Changes Kueue's configuration by a JSON merge patch.
+    #[must_use]
+    pub fn kueue(mut self, patch: &Value) -> Self {
+        json_patch::merge(&mut self.kueue, patch);
+        self
+    }
+
+    /// Applies a file or kustomize folder of a Go module before Kueue starts.
+    #[must_use]
+    pub fn manifest(mut self, module: &str, path: &str) -> Self {
+        self.manifests.push((module.to_owned(), path.to_owned()));
+        self
+    }
+
+    /// Has Kubernetes behave as an older minor version does, for example `1.33`: what came later is not served. 1.36 can do so
+    /// back to 1.33.
+    #[must_use]
+    pub fn emulating(self, version: &str) -> Self {
+        // Scheduler and controllers must not wait for what the API server does not serve.
+        ["kube-apiserver", "kube-scheduler", "kube-controller-manager"]
+            .into_iter()
+            .fold(self, |options, part| options.extra_arg(part, format!("--emulated-version={version}")))
+    }
+
+    /// Adds a kind of job, with its controller.
+    #[must_use]
+    pub fn framework(mut self, framework: Framework) -> Self {
+        self.frameworks.insert(framework);
         self
     }
 }

@@ -45,6 +45,11 @@ impl Repo {
         self.run_build(&[]).await
     }
 
+    /// Builds the controllers of the frameworks that Kubernetes does not come with, in the same way.
+    pub async fn build_frameworks(&self) -> Result<()> {
+        self.run_build(&["frameworks"]).await
+    }
+
     /// Builds what a real node runs, in the same way.
     pub async fn build_node(&self) -> Result<()> {
         self.run_build(&["node"]).await

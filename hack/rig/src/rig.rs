@@ -6,6 +6,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use futures::future::try_join_all;
 use serde_json::Value;
 
 use crate::certs::{Pki, write_private};
@@ -13,6 +14,7 @@ use crate::control_plane::{self, Layout};
 use crate::identity;
 use crate::kueue;
 use crate::kwok;
+use crate::manager::{self, Ports};
 use crate::manifests;
 use crate::nodes::{self, NodeSpec};
 use crate::options::Options;
@@ -51,6 +53,9 @@ impl Rig {
     pub async fn up(options: Options) -> Result<Self> {
         let repo = Repo::find()?;
         repo.build().await?;
+        if !options.frameworks.is_empty() {
+            repo.build_frameworks().await?;
+        }
         let dir = std::path::absolute(&options.dir)?;
         fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))?;
         let starting = lock_folder(&dir, options.progress).await?;
@@ -138,15 +143,26 @@ impl Rig {
 
         let programs = self.repo.programs();
         let layout = Layout { programs: &programs, dir: &dir, pki: &pki, kubeconfig: &self.kubeconfig };
-        let ports = kueue::Ports::new()?;
-        let config = kueue::config(&layout, &ports)?;
-        let kubectl = programs.join("kubectl");
+        let ports = Ports::new()?;
+        let config = kueue::config(&layout, &ports, options.frameworks.iter().copied(), &options.kueue)?;
+        let mut frameworks = Vec::new();
+        for framework in &options.frameworks {
+            let ports = Ports::new()?;
+            let config = framework.config(&layout, &ports)?;
+            frameworks.push((*framework, ports, config));
+        }
 
         // Kueue's manifests take a second of computing; meanwhile the API server starts.
-        let webhooks = ports.webhook_url();
         let rendering = async {
-            let module = self.repo.module("sigs.k8s.io/kueue").await?;
-            kueue::objects(&kubectl, &module, &pki, &webhooks, &config).await
+            let mut objects = self.render("sigs.k8s.io/kueue", &pki, &ports, &config).await?;
+            for (framework, ports, config) in &frameworks {
+                objects.extend(self.render(framework.module(), &pki, ports, config).await?);
+            }
+            for (module, path) in &options.manifests {
+                let path = self.repo.module(module).await?.join(path);
+                objects.extend(manifests::read(&self.kubectl_path(), &path).await?);
+            }
+            anyhow::Ok(objects)
         };
         let serving = async {
             let (etcd, url) = control_plane::etcd(&layout)?;
@@ -168,10 +184,19 @@ impl Rig {
             timed(options.progress, "Kueue's manifests", applying)
                 .await
                 .context("apply Kueue's manifests")?;
-            self.bring_up(options, kueue::kueue(&layout, ports, &config)?).await
+            let mut managers = vec![kueue::kueue(&layout, ports, &config)?];
+            for (framework, ports, config) in frameworks {
+                managers.push(framework.process(&layout, ports, &config)?);
+            }
+            try_join_all(managers.into_iter().map(|part| self.bring_up(options, part))).await.map(drop)
         };
         futures::try_join!(kubernetes, queues)?;
         self.state.update(|state| state.ready = true)
+    }
+
+    async fn render(&self, module: &str, pki: &Pki, ports: &Ports, config: &str) -> Result<Vec<Value>> {
+        let folder = self.repo.module(module).await?;
+        manager::objects(&self.kubectl_path(), &folder, pki, &ports.webhook_url(), config).await
     }
 
     async fn bring_up(&self, options: &Options, part: ProcessSpec) -> Result<()> {
@@ -191,6 +216,11 @@ impl Rig {
         let process = self.process(name).with_context(|| format!("no process {name}"))?;
         process.restart().await?;
         self.until_ready(&process).await
+    }
+
+    /// Keeps the folder, with its logs, when the cluster ends.
+    pub fn keep_folder(&mut self) {
+        self.remove_dir = false;
     }
 
     /// Ends everything, what was started last first.
@@ -343,7 +373,7 @@ impl Rig {
     }
 
     /// A process by its name: `etcd`, `kube-apiserver`, `kube-controller-manager`, `kube-scheduler`, `kueue`, `kwok`,
-    /// or one of [`Rig::spawn`].
+    /// a framework's program, or one of [`Rig::spawn`].
     pub fn process(&self, name: &str) -> Option<Process> {
         self.processes().iter().find(|process| process.name() == name).cloned()
     }

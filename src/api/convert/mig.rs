@@ -7,13 +7,14 @@ use kube::ResourceExt;
 use slicegate_core::geometry::{Model, Profile, Slice};
 use slicegate_core::id::{Attempt, GpuUuid, PodSetName, WorkloadKey, WorkloadUid};
 use slicegate_core::node::{Claim, Gpu, Hold, Holder, MigNode, NodeSpec, ObservedSlice, SliceState, Version};
+use slicegate_core::profile::ProfileName;
 use slicegate_core::time::Timestamp;
 
 use super::{time, timestamp};
 use crate::api::mig_node as api;
 
-/// A MIGNode as the API server holds it. What cannot be read (a profile name that is none) is left out: a slice that cannot
-/// be, or a claim that nobody could use, is put right by the next write.
+/// A MIGNode as the API server holds it. A later version may have written it: names and states that are not known here are
+/// kept, as what takes room and is in use.
 pub fn from_api(object: &api::MIGNode, lagging_since: Option<Timestamp>) -> MigNode {
     let status = object.status.clone().unwrap_or_default();
     let models: BTreeMap<String, Arc<Model>> =
@@ -43,22 +44,20 @@ pub fn from_api(object: &api::MIGNode, lagging_since: Option<Timestamp>) -> MigN
         slices: status
             .slices
             .iter()
-            .filter_map(|s| {
-                Some(ObservedSlice {
-                    gpu: s.gpu.as_str().into(),
-                    slice: slice(&s.profile, s.start, s.size)?,
-                    state: state_from_api(s.state),
-                    since: timestamp(&s.since),
-                    holder: holder(s),
-                    restart_pod: s.restart_pod,
-                    message: s.message.as_deref().map(Arc::from),
-                })
+            .map(|s| ObservedSlice {
+                gpu: s.gpu.as_str().into(),
+                slice: slice(&s.profile, s.start, s.size),
+                state: state_from_api(s),
+                since: timestamp(&s.since),
+                holder: holder(s),
+                restart_pod: s.restart_pod,
+                message: s.message.as_deref().map(Arc::from),
             })
             .collect(),
         foreign: status
             .foreign
             .iter()
-            .filter_map(|f| Some((f.gpu.as_str().into(), slice(&f.profile, f.start, f.size)?)))
+            .map(|f| (f.gpu.as_str().into(), slice(&f.profile, f.start, f.size)))
             .collect(),
     }
 }
@@ -71,15 +70,13 @@ pub fn model(model: &api::ModelStatus) -> Model {
         profiles: model
             .profiles
             .iter()
-            .filter_map(|p| {
-                Some(Profile {
-                    name: p.name.parse().ok()?,
-                    id: p.id,
-                    size: p.size,
-                    starts: p.starts.clone(),
-                    max_count: p.max_count,
-                    memory_mib: p.memory_mib,
-                })
+            .map(|p| Profile {
+                name: ProfileName::verbatim(&p.name),
+                id: p.id,
+                size: p.size,
+                starts: p.starts.clone(),
+                max_count: p.max_count,
+                memory_mib: p.memory_mib,
             })
             .collect(),
     }
@@ -89,8 +86,7 @@ pub fn model(model: &api::ModelStatus) -> Model {
 pub fn spec_from_api(spec: &api::MIGNodeSpec) -> NodeSpec {
     let mut gpus: BTreeMap<GpuUuid, Vec<Slice>> = BTreeMap::new();
     for gpu in &spec.gpus {
-        let mut slices: Vec<Slice> =
-            gpu.slices.iter().filter_map(|s| slice(&s.profile, s.start, s.size)).collect();
+        let mut slices: Vec<Slice> = gpu.slices.iter().map(|s| slice(&s.profile, s.start, s.size)).collect();
         slices.sort();
         if !slices.is_empty() {
             gpus.insert(gpu.uuid.as_str().into(), slices);
@@ -101,15 +97,13 @@ pub fn spec_from_api(spec: &api::MIGNodeSpec) -> NodeSpec {
         claims: spec
             .claims
             .iter()
-            .filter_map(|c| {
-                Some(Claim {
-                    workload: workload(&c.workload),
-                    attempt: Attempt::from(c.attempt.as_str()),
-                    pod_set: PodSetName::from(c.pod_set.as_str()),
-                    profile: c.profile.parse().ok()?,
-                    slices: c.slices,
-                    pods: c.pods,
-                })
+            .map(|c| Claim {
+                workload: workload(&c.workload),
+                attempt: Attempt::from(c.attempt.as_str()),
+                pod_set: PodSetName::from(c.pod_set.as_str()),
+                profile: ProfileName::verbatim(&c.profile),
+                slices: c.slices,
+                pods: c.pods,
             })
             .collect(),
         holds: spec
@@ -179,13 +173,16 @@ fn holder(slice: &api::SliceStatus) -> Option<Holder> {
         .or_else(|| slice.process.map(Holder::Process))
 }
 
-fn state_from_api(state: api::SliceState) -> SliceState {
-    match state {
+fn state_from_api(slice: &api::SliceStatus) -> SliceState {
+    match slice.state {
         api::SliceState::Creating => SliceState::Creating,
         api::SliceState::Idle => SliceState::Idle,
         api::SliceState::InUse => SliceState::InUse,
         api::SliceState::Draining => SliceState::Draining,
         api::SliceState::Failed => SliceState::Failed,
+        // Whatever it means: who has it keeps it, and nobody else is promised it.
+        api::SliceState::Unknown if holder(slice).is_some() => SliceState::InUse,
+        api::SliceState::Unknown => SliceState::Creating,
     }
 }
 
@@ -200,8 +197,8 @@ pub fn state_to_api(state: SliceState) -> api::SliceState {
     }
 }
 
-fn slice(profile: &str, start: u8, size: u8) -> Option<Slice> {
-    Some(Slice { start, size, profile: profile.parse().ok()? })
+fn slice(profile: &str, start: u8, size: u8) -> Slice {
+    Slice { start, size, profile: ProfileName::verbatim(profile) }
 }
 
 fn workload(reference: &api::WorkloadReference) -> WorkloadKey {

@@ -49,7 +49,8 @@ pub fn from_api(object: &kueue::Workload, around: Surroundings<'_>) -> Option<Wo
                 state: match entry.state {
                     kueue::CheckState::Pending => CheckState::Pending,
                     kueue::CheckState::Ready => CheckState::Ready,
-                    kueue::CheckState::Retry => CheckState::Retry,
+                    // Nothing is done in either until Kueue has set the check to Pending again.
+                    kueue::CheckState::Retry | kueue::CheckState::Unknown => CheckState::Retry,
                     kueue::CheckState::Rejected => CheckState::Rejected,
                 },
                 message: entry.message.clone(),
@@ -67,11 +68,10 @@ pub fn from_api(object: &kueue::Workload, around: Surroundings<'_>) -> Option<Wo
             since: timestamp(&since.last_transition_time),
             demand: demand(object, &status, admission, around),
         });
-    let finished = condition("Finished");
-    let namespace = object.namespace().unwrap_or_default();
+
     Some(Workload {
         key: WorkloadKey {
-            namespace: namespace.as_str().into(),
+            namespace: object.namespace().unwrap_or_default().into(),
             name: object.name_any().into(),
             uid: WorkloadUid::from(object.uid().unwrap_or_default()),
         },
@@ -80,7 +80,7 @@ pub fn from_api(object: &kueue::Workload, around: Surroundings<'_>) -> Option<Wo
         reservation,
         admitted: condition("Admitted").is_some(),
         evicted: condition("Evicted").is_some(),
-        finished: finished.is_some(),
+        finished: condition("Finished").is_some(),
         active: object.spec.active != Some(false) && object.metadata.deletion_timestamp.is_none(),
         checks: ours,
         nodes: nodes(&status, around.provisioning),
@@ -89,14 +89,14 @@ pub fn from_api(object: &kueue::Workload, around: Surroundings<'_>) -> Option<Wo
             .iter()
             .find(|o| o.controller == Some(true))
             .map(|o| o.uid.as_str().into()),
-        replaces: object
-            .annotations()
-            .get(names::REPLACEMENT_FOR)
-            .and_then(|key| key.split_once('/'))
-            .filter(|(of, _)| *of == namespace)
-            .map(|(_, name)| name.into()),
-        replaced: finished.is_some_and(|c| c.reason == names::REPLACED),
+        replaces: replaces(object).map(Into::into),
     })
+}
+
+/// The name of the Workload that another takes over from.
+fn replaces(object: &kueue::Workload) -> Option<&str> {
+    let (namespace, name) = object.annotations().get(names::REPLACEMENT_FOR)?.split_once('/')?;
+    (object.metadata.namespace.as_deref() == Some(namespace)).then_some(name)
 }
 
 /// How far the checks are that bring nodes. They are waited for even if some nodes are there already: only then is it known
@@ -140,11 +140,13 @@ fn demand(
             Err(error) => return Demand::Invalid(format!("Pod set {}: {error}", pod_set.name)),
         };
         let assignment = admission.pod_set_assignments.iter().find(|a| a.name == pod_set.name);
-        // Fewer than asked for when admission was partial, fewer than admitted when the job has been scaled down since.
-        let admitted = assignment.and_then(|a| a.count).map_or(pod_set.count, |n| n.min(pod_set.count));
-        if slices.is_empty() || admitted <= 0 {
+        // Fewer than asked for when admission was partial, fewer than admitted when the job has been scaled down since: to none,
+        // perhaps, and then it has everything to give back.
+        let given = assignment.and_then(|a| a.count).unwrap_or(pod_set.count);
+        if slices.is_empty() || given <= 0 {
             continue;
         }
+        let admitted = given.min(pod_set.count);
         let done = status.reclaimable_pods.iter().find(|r| r.name == pod_set.name).map_or(0, |r| r.count);
         let assigned: BTreeSet<&String> = assignment.iter().flat_map(|a| a.flavors.values()).collect();
         let mut constraints = constraints(&spec);
@@ -173,6 +175,10 @@ fn demand(
             slices,
             requests,
             constraints,
+            label: replaces(object).and_then(|_| {
+                let labels = pod_set.template.metadata.as_ref()?.labels.as_ref()?;
+                labels.get(names::WORKLOAD_LABEL).map(|uid| WorkloadUid::from(uid.as_str()))
+            }),
             allowed: allowed(status, &assigned, around.queues.get(&admission.cluster_queue), around.checks),
             flavors: format!("flavor{} {names}", if assigned.len() == 1 { "" } else { "s" }),
         });
@@ -249,6 +255,11 @@ mod tests {
     /// The Workload of this status, around which are checks `mig` and `other` of ours, `prov` of the ProvisioningRequest
     /// controller, flavors `a` and `b`, and ClusterQueue `gpus`, which asks `other` about flavor `b` only.
     fn read(annotations: &str, status: &str) -> Workload {
+        read_sized(3, annotations, status)
+    }
+
+    /// As [`read`], of a job of so many pods.
+    fn read_sized(pods: i32, annotations: &str, status: &str) -> Workload {
         let object: kueue::Workload = serde_saphyr::from_str(&format!(
             r"
 apiVersion: kueue.x-k8s.io/v1beta2
@@ -263,8 +274,8 @@ metadata:
 spec:
   podSets:
   - name: main
-    count: 3
-    template: {{spec: {{containers: [{{name: c, resources: {{limits: {{nvidia.com/mig-1g.10gb: 1}}}}}}]}}}}
+    count: {pods}
+    template: {{metadata: {{labels: {{slicegate.dev/workload: u1}}}}, spec: {{containers: [{{name: c, resources: {{limits: {{nvidia.com/mig-1g.10gb: 1}}}}}}]}}}}
 status:
   admission:
     clusterQueue: gpus
@@ -314,20 +325,24 @@ status:
     }
 
     #[test]
-    fn what_replaces_what_is_read_from_annotation_and_reason() {
+    fn a_job_that_is_scaled_down_to_none_is_known_to_need_none() {
+        let mig = entry("mig", "Ready");
+        let status = format!("  conditions:\n{RESERVED}  admissionChecks:\n{mig}}}\n");
+        assert_eq!(main_of(&read_sized(0, "{}", &status)).pods, 0, "so that what it had is given back");
+    }
+
+    #[test]
+    fn what_replaces_what_is_read_from_the_annotation() {
         let mig = entry("mig", "Pending");
         let annotation = format!("{{{}: team/first}}", names::REPLACEMENT_FOR);
         let workload = read(&annotation, &format!("  conditions:\n{RESERVED}  admissionChecks:\n{mig}}}\n"));
         assert_eq!(workload.replaces.as_deref(), Some("first"));
         assert_eq!(workload.owner.as_deref(), Some("job-uid"));
-        assert!(!workload.replaced);
+        assert_eq!(main_of(&workload).label, Some("u1".into()), "the pods that run bear it");
         let foreign = format!("{{{}: elsewhere/first}}", names::REPLACEMENT_FOR);
-        let finished = "  - {type: Finished, status: 'True', reason: WorkloadSliceReplaced, message: '', \
-                        lastTransitionTime: '2026-01-01T00:00:10Z'}\n";
-        let status = format!("  conditions:\n{RESERVED}{finished}  admissionChecks:\n{mig}}}\n");
-        let workload = read(&foreign, &status);
+        let workload = read(&foreign, &format!("  conditions:\n{RESERVED}  admissionChecks:\n{mig}}}\n"));
         assert_eq!(workload.replaces, None, "another namespace's claims are not to be had");
-        assert!(workload.replaced && workload.finished);
+        assert_eq!(main_of(&workload).label, None, "a label that somebody wrote is not ours");
     }
 
     #[test]

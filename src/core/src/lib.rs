@@ -9,11 +9,13 @@
 //! * [`plan`]: the controller's decision.
 //! * [`agent`]: the node agent's decision.
 //! * [`tokens`]: the devices that the kubelet sees, and which slice each stands for.
+//! * [`election`]: which of several controllers leads.
 //!
 //! With the feature `sim`: a model of what surrounds them, for tests.
 
 pub mod agent;
 pub mod constraints;
+pub mod election;
 pub mod geometry;
 pub mod hands;
 pub mod id;

@@ -57,6 +57,12 @@ impl ProfileName {
         Self(format!("{UNKNOWN}{id}").into())
     }
 
+    /// A name as an agent or a controller has written it, perhaps one of a later version: one that is not known here stands
+    /// for slices that take room and can be held, but that nobody can ask for.
+    pub fn verbatim(name: &str) -> Self {
+        Self(name.into())
+    }
+
     /// The name as NVML spells it.
     pub fn as_str(&self) -> &str {
         &self.0

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::constraints::Constraints;
-use crate::id::{Attempt, PodSetName, WorkloadKey};
+use crate::id::{Attempt, PodSetName, WorkloadKey, WorkloadUid};
 use crate::profile::ProfileName;
 use crate::resources::Resources;
 use crate::time::Timestamp;
@@ -26,6 +26,9 @@ pub struct PodSetDemand {
     pub constraints: Constraints,
     /// Which nodes the policies of its checks allow: what all of them select.
     pub allowed: Vec<Constraints>,
+    /// The uid that the template gives to the pods already, when the Workload replaces another whose pods run: a different one
+    /// would be a conflict, on which Kueue fails the job for good (`pkg/podset/podset.go`).
+    pub label: Option<WorkloadUid>,
     /// The flavors that Kueue assigned, for messages.
     pub flavors: String,
 }
@@ -137,8 +140,6 @@ pub struct Workload {
     /// The name of the Workload whose quota and pods it takes over (`kueue.x-k8s.io/workload-slice-replacement-for`): an elastic
     /// job has been scaled up.
     pub replaces: Option<Arc<str>>,
-    /// `Finished` because another has taken over its pods (reason `WorkloadSliceReplaced`).
-    pub replaced: bool,
 }
 
 /// Whether nodes are still being brought for a workload.
@@ -177,6 +178,11 @@ impl Workload {
     /// Whether it still has a right to what it has claimed: quota, and work to do.
     pub fn entitled(&self) -> bool {
         self.reservation.is_some() && !self.finished
+    }
+
+    /// Whether all our checks say Ready.
+    pub fn passed(&self) -> bool {
+        self.checks.iter().all(|c| c.state == CheckState::Ready)
     }
 
     /// What one of its pod sets asks for, while it has quota and that is known.

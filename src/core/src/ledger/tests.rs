@@ -63,12 +63,13 @@ fn demand(slices: &[(&str, u32)]) -> PodSetDemand {
         requests: [("cpu", 1000)].into_iter().collect(),
         constraints: Constraints::default(),
         allowed: Vec::new(),
+        label: None,
         flavors: "flavor mig".to_owned(),
     }
 }
 
 fn open(mig: &MigNode) -> Ledger {
-    Ledger::open(NOW, &"n0".into(), mig, [("cpu", 8000)].into_iter().collect(), &[])
+    Ledger::open(NOW, &"n0".into(), mig, [("cpu", 8000)].into_iter().collect(), &[], &Arc::default())
 }
 
 fn declared(book: &Ledger) -> Vec<Slice> {

@@ -11,11 +11,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::place::selects;
 use super::{Action, Pass};
 use crate::hands::{self, Hands};
 use crate::id::{Attempt, NodeName, PodSetName, WorkloadUid};
 use crate::ledger::Ledger;
-use crate::node::{Node, ObservedSlice, SliceState};
+use crate::node::{Claim, ObservedSlice, SliceState};
 use crate::profile::ProfileName;
 use crate::time::Timestamp;
 use crate::workload::{Check, CheckState, Demand, Nodes, PodSetDemand, Reservation, Workload};
@@ -30,7 +31,8 @@ impl Pass<'_> {
     pub(super) fn admit(&mut self) {
         let mut open: Vec<(&Workload, &Reservation)> =
             self.world.workloads.values().filter_map(|w| Some((w, w.open()?))).collect();
-        open.sort_by_key(|(w, r)| (r.since, &w.key));
+        // What has been let in comes first: what it has lost, it needs at once.
+        open.sort_by_key(|(w, r)| (!w.passed(), r.since, &w.key));
         let mut promised = self.promised();
         for (workload, reservation) in open {
             self.admit_one(workload, reservation, &mut promised);
@@ -43,7 +45,7 @@ impl Pass<'_> {
         }
         // What runs keeps running, whatever becomes of the policy or the flavor that let it in.
         let runs = workload.admitted;
-        let passed = workload.checks.iter().all(|c| c.state == CheckState::Ready);
+        let passed = workload.passed();
         let demand = match &reservation.demand {
             Demand::Unknown(_) | Demand::Invalid(_) if runs => return,
             Demand::Slices(demand) => demand,
@@ -61,22 +63,30 @@ impl Pass<'_> {
                 "The AdmissionCheck is not active; see its Active condition.",
             );
         }
+        if self.is_early(workload, reservation) {
+            return;
+        }
         if let Nodes::Awaited(check) = &workload.nodes
             && !runs
         {
             let message = format!("Waiting for AdmissionCheck {check} to bring nodes.");
             return self.tell(workload, CheckState::Pending, &message);
         }
-        if runs {
-            self.leave_lost_nodes(workload, demand);
+        let placed = if runs {
+            self.place_again(workload, &reservation.attempt, demand)
         } else {
-            self.leave_silent_nodes(workload, &reservation.attempt);
-        }
-        if let Err(obstacle) = self.place(workload, &reservation.attempt, demand) {
+            self.leave_silent_nodes(workload, &reservation.attempt, demand);
+            self.place(workload, &reservation.attempt, demand)
+        };
+        if let Err(obstacle) = placed {
             return self.turn_away(workload, reservation, passed, &obstacle.0);
         }
+        if passed {
+            self.promise_more(workload, &reservation.attempt, promised);
+        }
         if self.schedulable(workload, reservation, demand, passed, promised) {
-            let label: Vec<PodSetName> = demand.iter().map(|p| p.name.clone()).collect();
+            let label = |p: &PodSetDemand| p.label.clone().unwrap_or_else(|| workload.key.uid.clone());
+            let label: Vec<_> = demand.iter().map(|p| (p.name.clone(), label(p))).collect();
             for check in workload.checks.iter().filter(|c| c.state != CheckState::Ready) {
                 self.set_check(workload, check, CheckState::Ready, READY, &label);
             }
@@ -91,23 +101,27 @@ impl Pass<'_> {
         }
     }
 
-    /// Moves what waits on a node whose agent does not answer, or that is not ready, to another.
-    fn leave_silent_nodes(&mut self, workload: &Workload, attempt: &Attempt) {
+    /// Moves what waits on a node whose agent does not answer, or that is not ready, or on which its pods may not run any more
+    /// (another check has spoken, or a label or a policy has changed) to another.
+    fn leave_silent_nodes(&mut self, workload: &Workload, attempt: &Attempt, demand: &[PodSetDemand]) {
         if workload.admitted {
             return;
         }
         let occupied: BTreeSet<NodeName> =
             self.live_pods(&workload.key).filter_map(|pod| self.whereabouts(pod)).collect();
-        let lost = |node: &Node| !self.fit_for_use(node);
-        let left: Vec<NodeName> = self
-            .books
-            .keys()
-            .filter(|name| !occupied.contains(*name) && self.world.nodes.get(*name).is_some_and(lost))
-            .cloned()
-            .collect();
-        for name in left {
+        let theirs = |c: &Claim| c.workload.uid == workload.key.uid && c.attempt == *attempt;
+        let mut left: Vec<(NodeName, PodSetName)> = Vec::new();
+        for (name, book) in self.books.iter().filter(|(name, _)| !occupied.contains(*name)) {
+            let Some(node) = self.world.nodes.get(name) else { continue };
+            let leaves = |pod_set: &PodSetName| {
+                !self.fit_for_use(node) || demand.iter().any(|p| p.name == *pod_set && !selects(node, p))
+            };
+            let claims = book.claims().iter().filter(|claim| theirs(claim) && leaves(&claim.pod_set));
+            left.extend(claims.map(|claim| (name.clone(), claim.pod_set.clone())));
+        }
+        for (name, pod_set) in left {
             let Some(book) = self.books.get_mut(&name) else { continue };
-            book.drop_claims(|c| c.workload.uid == workload.key.uid && c.attempt == *attempt);
+            book.drop_claims(|claim| theirs(claim) && claim.pod_set == pod_set);
         }
         let lagging =
             self.books.keys().filter_map(|n| self.world.nodes.get(n)?.mig.as_ref()?.lagging_since).min();
@@ -120,7 +134,7 @@ impl Pass<'_> {
         self.give_up(workload, &reservation.attempt);
         if passed && workload.admitted {
             // Its pods are gated as long as it has no claim: nothing runs, so its quota is better given to others.
-            if self.has_live_pods(&workload.key) {
+            if self.has_live_pods(&workload.key) || !self.may_start_over(workload) {
                 self.obstacles.insert(workload.key.uid.clone(), obstacle.to_owned());
             } else {
                 self.tell(workload, CheckState::Retry, &format!("The reservation was lost. {obstacle}"));
@@ -128,7 +142,7 @@ impl Pass<'_> {
             return;
         }
         let until = workload.held_until(reservation);
-        if !passed && until <= self.now {
+        if self.may_start_over(workload) && !passed && until <= self.now {
             self.tell(workload, CheckState::Retry, obstacle);
         } else {
             self.recheck(until);
@@ -136,10 +150,18 @@ impl Pass<'_> {
         }
     }
 
+    /// Whether a workload may be evicted for want of slices. A job that has been made larger may not, as long as it has what it
+    /// had before: Kueue would end the pods that run, and cannot start it again (0.18: its own annotations are in the way).
+    /// That no pod runs may be the moment between one pod and the next.
+    pub(super) fn may_start_over(&self, workload: &Workload) -> bool {
+        let claimed = |book: &Ledger| book.claims().iter().any(|c| c.workload.uid == workload.key.uid);
+        workload.replaces.is_none() || !self.has_live_pods(&workload.key) && !self.books.values().any(claimed)
+    }
+
     /// Strikes out what a reservation has claimed, unless something may run on it. What an earlier one has left is released
     /// in its own time.
     fn give_up(&mut self, workload: &Workload, attempt: &Attempt) {
-        if !self.has_live_pods(&workload.key) {
+        if !self.has_live_pods(&workload.key) && self.may_start_over(workload) {
             for book in self.books.values_mut() {
                 book.drop_claims(|c| c.workload.uid == workload.key.uid && c.attempt == *attempt);
             }
@@ -156,7 +178,7 @@ impl Pass<'_> {
         let until =
             workload.held_until(reservation).max(reservation.since + self.limits.patience).max(patience);
         let nodes = self.claimed_on(workload, demand);
-        if until <= self.now {
+        if self.may_start_over(workload) && until <= self.now {
             self.give_up(workload, &reservation.attempt);
             self.tell(
                 workload,
@@ -275,7 +297,11 @@ impl Pass<'_> {
         });
         let there =
             in_use.iter().filter(|(_, hands)| passed || **hands != Hands::Leaving).count() + idle.count();
-        let taken = hands::taken(in_use.iter().map(|(_, hands)| (profile, *hands)), &mig.confirmed.claims);
+        let taken = hands::taken(
+            in_use.iter().map(|(_, hands)| (profile, *hands)),
+            &mig.confirmed.claims,
+            &self.heirs,
+        );
         let taken = taken.get(profile).copied().unwrap_or(0);
         u32::try_from(there).unwrap_or(u32::MAX).saturating_sub(taken)
     }
@@ -292,6 +318,8 @@ impl Pass<'_> {
                         && !w.admitted
                         && w.checks.iter().any(|c| c.state != CheckState::Ready)
                 });
+                // Pods of a job that is to be larger run on what they have before the whole of it is ready.
+                let waits = waits && !self.has_live_pods(&claim.workload);
                 if !waits {
                     promised.to.insert((uid.clone(), claim.attempt.clone()));
                     *promised.slices.entry((node.name.clone(), claim.profile.clone())).or_default() +=
@@ -300,6 +328,22 @@ impl Pass<'_> {
             }
         }
         promised
+    }
+
+    /// Adds to what is promised the claims that a workload that has passed is to have from now on: nobody else is told that
+    /// slices for them are his.
+    fn promise_more(&self, workload: &Workload, attempt: &Attempt, promised: &mut Promised) {
+        let theirs = |claim: &&Claim| claim.workload.uid == workload.key.uid && claim.attempt == *attempt;
+        for (name, book) in &self.books {
+            let confirmed =
+                self.world.nodes.get(name).and_then(|n| n.mig.as_ref()).map(|m| &m.confirmed.claims);
+            for claim in book.claims().iter().filter(theirs) {
+                let same = |c: &&Claim| theirs(c) && c.pod_set == claim.pod_set && c.profile == claim.profile;
+                let before = confirmed.into_iter().flatten().find(same).map_or(0, |c| c.slices);
+                let more = claim.slices.saturating_sub(before);
+                *promised.slices.entry((name.clone(), claim.profile.clone())).or_default() += more;
+            }
+        }
     }
 
     /// Sets every check of the workload that does not say so already.
@@ -318,7 +362,7 @@ impl Pass<'_> {
         check: &Check,
         state: CheckState,
         message: &str,
-        label: &[PodSetName],
+        label: &[(PodSetName, WorkloadUid)],
     ) {
         // Only one write to a Workload at a time: the second would carry the same precondition and fail.
         let under_way = |action: &Action| matches!(action, Action::SetCheck { workload: w, .. } if w.uid == workload.key.uid);

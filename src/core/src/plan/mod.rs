@@ -1,8 +1,8 @@
 //! The controller's decision: what to write next, given everything that is known.
 //!
-//! Each pass goes over the whole world in this order: take back what nobody has a right to any more, put broken books
-//! right, give workloads with quota their slices, tell Kueue, send pods to their nodes, let go of slices long idle. Every
-//! write carries the precondition under which it is right; what is under way already is not asked for again. A pass over a
+//! Each pass goes over the whole world in this order: hand on what elastic jobs leave to their successors, take back what
+//! nobody has a right to or needs any more, put broken books right, give workloads with quota their slices, tell Kueue,
+//! send pods to their nodes, let go of slices long idle. Every write carries the precondition under which it is right; what is under way already is not asked for again. A pass over a
 //! world in which all of it has been done asks for nothing.
 
 mod adjust;
@@ -21,7 +21,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::hands::Hands;
+use crate::hands::{Hands, Heirs};
 use crate::id::{Attempt, NodeName, PodSetName, PodUid, WorkloadKey, WorkloadUid};
 use crate::ledger::Ledger;
 use crate::node::{Claim, MigNode, Node, NodeSpec, Version};
@@ -29,7 +29,6 @@ use crate::profile::ProfileName;
 use crate::resources::Resources;
 use crate::time::Timestamp;
 use crate::workload::{CheckState, Policy, Workload};
-use inherit::Heirs;
 pub use notice::{Matter, Notice, Place, Subject};
 
 /// What the plan takes for granted.
@@ -124,6 +123,8 @@ pub struct Snapshot {
     pub confirmed: BTreeSet<(WorkloadUid, Attempt)>,
     /// What has been said already.
     pub told: BTreeSet<Notice>,
+    /// Since when each pod of [`Plan::waiting`] has been there without a break.
+    pub waiting: BTreeMap<PodUid, Timestamp>,
     /// The policies of all our AdmissionChecks; `None` for one that is missing or bad.
     pub policies: Vec<Option<Policy>>,
 }
@@ -154,8 +155,8 @@ pub enum Action {
         state: CheckState,
         /// The new message.
         message: String,
-        /// The pod sets whose pods are to carry the workload's label.
-        label: Vec<PodSetName>,
+        /// The pod sets whose pods are to carry a label, with the workload uid in it.
+        label: Vec<(PodSetName, WorkloadUid)>,
     },
     /// Read the workload's pods from the API server, so that its claims can be dropped without a doubt.
     Confirm {
@@ -205,6 +206,9 @@ pub struct Plan {
     pub recheck_at: Option<Timestamp>,
     /// All that is worth telling now, told already or not: of what has passed, nothing need be remembered.
     pub notices: BTreeSet<Notice>,
+    /// Pods of admitted workloads that wait though none of their workload has their place: it is to be remembered since when.
+    /// Neither their age nor that of the reservation says so, since a pod may wait long for its predecessor to end.
+    pub waiting: BTreeSet<PodUid>,
     /// Slices by profile that are in use and that no claim can count on.
     pub taken: BTreeMap<ProfileName, u32>,
 }
@@ -230,7 +234,7 @@ struct Pass<'a> {
     limits: &'a Limits,
     books: BTreeMap<NodeName, Ledger>,
     /// Workloads that others have taken over from.
-    heirs: Heirs,
+    heirs: Arc<Heirs>,
     /// The live pods of each workload.
     live: BTreeMap<WorkloadUid, Vec<&'a Pod>>,
     /// The pods of each workload that wait to be sent to a node.
@@ -248,11 +252,15 @@ struct Pass<'a> {
 
 impl<'a> Pass<'a> {
     fn open(now: Timestamp, world: &'a Snapshot, limits: &'a Limits) -> Self {
-        let heirs = inherit::heirs(world);
+        let heirs = Arc::new(inherit::heirs(world));
         let mut live: BTreeMap<WorkloadUid, Vec<&Pod>> = BTreeMap::new();
         let mut gated: BTreeMap<WorkloadUid, Vec<&Pod>> = BTreeMap::new();
         for pod in world.pods.values().filter(|pod| !pod.terminal) {
             if let Some(label) = &pod.workload {
+                // The label is anybody's to write, and only what asks for slices passes our gate.
+                if pod.live() && pod.asks_for.is_none() {
+                    continue;
+                }
                 let pods = if pod.live() { &mut live } else { &mut gated };
                 pods.entry(heirs.get(label).unwrap_or(label).clone()).or_default().push(pod);
             }
@@ -282,7 +290,7 @@ impl<'a> Pass<'a> {
                 free
             });
             let hands = pass.find_hands(&node.name, mig);
-            let mut book = Ledger::open(now, &node.name, mig, free, &hands);
+            let mut book = Ledger::open(now, &node.name, mig, free, &hands, &pass.heirs);
             pass.hands.insert(node.name.clone(), hands);
             book.remake_after_use = pass.remakes(node, mig);
             for (workload, pod_set) in claimants(&book) {
@@ -307,11 +315,12 @@ impl<'a> Pass<'a> {
     fn charge(&self, book: &mut Ledger, node: &Node, workload: &WorkloadUid, pod_set: &PodSetName) {
         let Some(requests) = self.requests(workload, pod_set) else { return };
         // The pods of one that has been replaced are its heir's, under the label that they were born with.
-        let theirs = |(label, of): &&(WorkloadUid, PodSetName)| {
-            of == pod_set && self.heir(label) == self.heir(workload)
-        };
-        let bound = node.host.iter().flat_map(|h| h.bound.iter().filter(|(key, _)| theirs(key)));
-        let bound = bound.map(|(_, pods)| pods).sum();
+        let labels = self.labels_of(workload);
+        let bound = node
+            .host
+            .iter()
+            .flat_map(|h| labels.iter().filter_map(|label| h.bound.get(&(label.clone(), pod_set.clone()))));
+        let bound = bound.sum();
         book.charge(requests, book.pods_of(workload, pod_set).saturating_sub(bound));
     }
 

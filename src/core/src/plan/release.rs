@@ -42,13 +42,6 @@ impl Pass<'_> {
         }
     }
 
-    /// The uids that the pods of a workload may bear.
-    fn labels_of(&self, uid: &WorkloadUid) -> BTreeSet<WorkloadUid> {
-        let heir = self.heir(uid);
-        let others = self.heirs.iter().filter(|(_, h)| *h == heir).map(|(old, _)| old);
-        others.chain([heir, uid]).cloned().collect()
-    }
-
     pub(super) fn rightful(&self, claim: &Claim) -> bool {
         self.world.workloads.get(&claim.workload.uid).is_some_and(|workload| {
             workload.entitled() && workload.reservation.as_ref().is_some_and(|r| r.attempt == claim.attempt)

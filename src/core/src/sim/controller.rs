@@ -56,6 +56,7 @@ pub struct Controller {
     telling: BTreeSet<Notice>,
     deleting: BTreeSet<PodUid>,
     told: BTreeSet<Notice>,
+    waiting: BTreeMap<PodUid, Timestamp>,
     confirmed: BTreeSet<(WorkloadUid, Attempt)>,
     feeds: BTreeMap<Of, Feed>,
     decides: bool,
@@ -113,6 +114,7 @@ impl Controller {
             telling: BTreeSet::new(),
             deleting: BTreeSet::new(),
             told: BTreeSet::new(),
+            waiting: BTreeMap::new(),
             confirmed: BTreeSet::new(),
             feeds: BTreeMap::new(),
             decides: false,
@@ -127,6 +129,7 @@ impl Controller {
         let mut snapshot = Snapshot {
             confirmed: self.confirmed.clone(),
             told: self.told.clone(),
+            waiting: self.waiting.clone(),
             policies: vec![Some(policy.clone())],
             ..Snapshot::default()
         };
@@ -539,6 +542,9 @@ impl World {
         controller.prune();
         let plan = plan(self.now, &controller.snapshot(&self.policy), &self.limits);
         controller.told.retain(|notice| plan.notices.contains(notice));
+        let (before, now) = (std::mem::take(&mut controller.waiting), self.now);
+        let since = |uid: &PodUid| before.get(uid).copied().unwrap_or(now);
+        controller.waiting = plan.waiting.iter().map(|uid| (uid.clone(), since(uid))).collect();
         let freezes = if plan.actions.is_empty() { None } else { self.act_point() };
         for action in plan.actions {
             if self.mutation == Some(Mutation::Unconfirmed)

@@ -28,7 +28,7 @@ fn ready_labels_the_pods_of_the_pod_sets_that_ask_for_slices() {
     world.agents();
     let actions = world.step();
     let [Action::SetCheck { label, .. }] = &actions[..] else { panic!("{actions:?}") };
-    assert_eq!(label[..], ["main".into()]);
+    assert_eq!(label[..], [("main".into(), "job".into())]);
 }
 
 #[test]

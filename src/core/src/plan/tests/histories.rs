@@ -8,10 +8,10 @@ use proptest::prelude::*;
 use super::world::{World, pod_set, slice};
 use crate::geometry::Model;
 use crate::geometry::tests::{a30, a100, rtx_pro_6000};
-use crate::id::{NodeName, PodUid};
+use crate::id::{NodeName, PodSetName, PodUid, WorkloadUid};
 use crate::node::SliceState;
 use crate::resources::Resources;
-use crate::workload::{CheckState, Demand};
+use crate::workload::{CheckState, Demand, Workload};
 
 /// What can happen. Numbers choose among what there is.
 #[derive(Clone, Debug)]
@@ -43,6 +43,12 @@ enum Event {
     OrphansEnd,
     /// A slice breaks in the hands of its pod.
     Dies(usize),
+    /// A pod is told to end, and does not yet.
+    Doom(usize),
+    /// A job asks for fewer pods than it was given.
+    Shrink(usize, u32),
+    /// A job of which a pod runs is made larger: another Workload takes over.
+    Grow(usize, u32),
     Cordon(usize),
     AllNodesWell,
     Wait(u64),
@@ -74,6 +80,9 @@ fn event() -> impl Strategy<Value = Event> {
         2 => (some.clone(), any::<bool>()).prop_map(|(pod, lives)| Event::ForceDelete(pod, lives)),
         1 => Just(Event::OrphansEnd),
         1 => some.clone().prop_map(Event::Dies),
+        2 => some.clone().prop_map(Event::Doom),
+        2 => (some.clone(), 0..3_u32).prop_map(|(job, pods)| Event::Shrink(job, pods)),
+        2 => (some.clone(), 1..4_u32).prop_map(|(job, pods)| Event::Grow(job, pods)),
         1 => some.prop_map(Event::Cordon),
         1 => Just(Event::AllNodesWell),
         2 => (1..90_u64).prop_map(Event::Wait),
@@ -117,7 +126,7 @@ impl History {
         }
     }
 
-    fn pick(&self, i: usize, wanted: impl Fn(&crate::workload::Workload) -> bool) -> Option<String> {
+    fn pick(&self, i: usize, wanted: impl Fn(&Workload) -> bool) -> Option<String> {
         let fitting: Vec<&String> =
             self.workloads.iter().filter(|name| wanted(self.world.workload(name))).collect();
         (!fitting.is_empty()).then(|| fitting[i % fitting.len()].clone())
@@ -164,6 +173,25 @@ impl History {
                 if !self.pods.is_empty() {
                     let uid = self.pods[i % self.pods.len()].clone();
                     self.world.end_pod(&uid);
+                }
+            }
+            Event::Doom(i) => {
+                if !self.pods.is_empty() {
+                    let uid = &self.pods[i % self.pods.len()];
+                    self.world.snap.pods.get_mut(uid).unwrap().deleting = true;
+                }
+            }
+            Event::Shrink(i, pods) => {
+                if let Some(name) = self.pick(i, |w| w.open().is_some()) {
+                    self.world.ask_for(&name, |asked| asked.min(pods));
+                }
+            }
+            Event::Grow(i, pods) => {
+                let elastic = |w: &Workload| w.admitted && w.open().is_some();
+                if let Some(old) = self.pick(i, elastic) {
+                    let name = format!("w{:02}", self.workloads.len());
+                    self.world.replace(&old, &name, pods);
+                    self.workloads.push(name);
                 }
             }
             Event::Wait(seconds) => self.world.pass_time(Duration::from_secs(seconds)),
@@ -231,10 +259,12 @@ impl History {
             }
             Event::NotReady(i) => {
                 let node = self.node(i);
+                self.world.rob();
                 self.world.host_mut(&node).ready = false;
             }
             Event::AgentNotReady(i) => {
                 let node = self.node(i);
+                self.world.rob();
                 self.world.mig_mut(&node).ready = false;
             }
             Event::StrangerComes(i, what) => {
@@ -311,8 +341,10 @@ impl History {
                 continue;
             };
             let Demand::Slices(demand) = &reservation.demand else { continue };
-            let bound =
-                host.bound.get(&(claim.workload.uid.clone(), claim.pod_set.clone())).copied().unwrap_or(0);
+            let of_heir = |(label, pod_set): &&(WorkloadUid, PodSetName)| {
+                self.world.heir(label) == claim.workload.uid && *pod_set == claim.pod_set
+            };
+            let bound: u32 = host.bound.iter().filter(|(key, _)| of_heir(key)).map(|(_, pods)| pods).sum();
             taken.add(&demand[0].requests, i64::from(claim.pods.saturating_sub(bound)));
         }
         assert_eq!(host.allocatable.first_lacking(&taken), None, "S9 on {name}");

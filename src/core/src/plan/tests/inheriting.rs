@@ -1,20 +1,13 @@
-use super::world::{World, pod_set};
+use std::time::Duration;
+
+use super::world::{HOLD, World, pod_set};
 use crate::geometry::tests::{a30, a100};
-use crate::id::WorkloadUid;
+use crate::id::{PodUid, WorkloadUid};
 use crate::node::SliceState;
 use crate::plan::Action;
 use crate::workload::{CheckState, Demand};
 
-/// Kueue scales a job up: a Workload of the new size replaces the old one, which is finished once the new one has quota.
-fn scale_up(world: &mut World, old: &str, new: &str, pods: u32) {
-    world.submit(new, pods, &[("1g.10gb", 1)]);
-    let successor = world.workload_mut(new);
-    (successor.replaces, successor.owner) = (Some(old.into()), Some("job-uid".into()));
-    let predecessor = world.workload_mut(old);
-    (predecessor.finished, predecessor.replaced) = (true, true);
-}
-
-fn one_running() -> (World, crate::id::PodUid) {
+fn one_running() -> (World, PodUid) {
     let mut world = World::with_nodes(&[&[a100()]]);
     world.submit("first", 1, &[("1g.10gb", 1)]);
     world.settle();
@@ -28,7 +21,19 @@ fn one_running() -> (World, crate::id::PodUid) {
 fn a_workload_that_replaces_another_takes_over_its_claims_and_pods() {
     let (mut world, pod) = one_running();
     let held = world.held[&pod].clone();
-    scale_up(&mut world, "first", "second", 3);
+    world.replace("first", "second", 2);
+    let reservation = world.workload_mut("second").reservation.as_mut().unwrap();
+    if let Demand::Slices(demand) = &mut reservation.demand {
+        demand[0].label = Some("first".into());
+    }
+    world.agents();
+    world.step();
+    world.agents();
+    let labels = world.step().into_iter().find_map(|action| match action {
+        Action::SetCheck { label, .. } => Some(label),
+        _ => None,
+    });
+    assert_eq!(labels, Some(vec![("main".into(), "first".into())]), "another label would be a conflict");
     world.settle();
     assert_eq!(world.claims("first"), [].into());
     assert_eq!(world.claims("second"), [("n0".to_owned(), 3)].into());
@@ -48,11 +53,8 @@ fn a_workload_that_replaces_another_takes_over_its_claims_and_pods() {
 #[test]
 fn claims_are_handed_on_over_several_replacements_even_of_workloads_that_are_gone() {
     let (mut world, _) = one_running();
-    scale_up(&mut world, "first", "second", 2);
-    scale_up(&mut world, "second", "third", 3);
-    world.snap.workloads.remove(&WorkloadUid::new("second"));
-    scale_up(&mut world, "first", "second", 2);
-    scale_up(&mut world, "second", "third", 3);
+    world.replace("first", "second", 1);
+    world.replace("second", "third", 1);
     world.settle();
     assert_eq!(world.claims("third"), [("n0".to_owned(), 3)].into());
     // Only the label on the pods is left of the first two; their owner says whose they are.
@@ -70,10 +72,7 @@ fn what_runs_on_is_not_released_while_the_successor_waits_for_room() {
     world.settle();
     let pod = world.create_pod("first");
     world.settle();
-    world.submit_demand("second", Demand::Slices(vec![pod_set(2, &[("4g.24gb", 1)])]));
-    world.workload_mut("second").replaces = Some("first".into());
-    let first = world.workload_mut("first");
-    (first.finished, first.replaced) = (true, true);
+    world.replace("first", "second", 1);
     world.settle();
     assert_eq!(world.claims("second"), [("n0".to_owned(), 1)].into(), "what runs is claimed");
     assert_eq!(world.state("second"), CheckState::Pending);
@@ -94,13 +93,191 @@ fn what_runs_on_is_not_released_while_the_successor_waits_for_room() {
 }
 
 #[test]
-fn a_workload_that_finishes_for_itself_leaves_nothing_to_another_of_that_name() {
+fn what_the_successor_does_not_ask_for_is_given_back() {
     let (mut world, pod) = one_running();
+    world.replace("first", "second", 1);
+    let other = Demand::Slices(vec![pod_set(1, &[("2g.20gb", 1)])]);
+    world.workload_mut("second").reservation.as_mut().unwrap().demand = other;
+    world.settle();
+    assert_eq!(world.claims("first"), [("n0".to_owned(), 1)].into(), "its pod lives");
     world.end_pod(&pod);
-    world.finish("first");
-    world.submit("second", 1, &[("1g.10gb", 1)]);
-    world.workload_mut("second").replaces = Some("first".into());
     world.settle();
     assert_eq!(world.claims("first"), [].into());
     assert_eq!(world.claims("second"), [("n0".to_owned(), 1)].into());
+}
+
+#[test]
+fn a_job_that_runs_is_not_killed_because_it_cannot_grow() {
+    let mut world = World::with_nodes(&[&[a30()]]);
+    world.submit("first", 1, &[("4g.24gb", 1)]);
+    world.settle();
+    world.create_pod("first");
+    world.settle();
+    world.replace("first", "second", 1);
+    world.create_pod("first");
+    world.pass_time(HOLD * 100);
+    world.settle();
+    let (state, message) = world.check("second");
+    assert_eq!(state, CheckState::Pending, "Kueue would suspend the job and kill what runs");
+    assert!(message.starts_with("Pod set main asks for 2 pods"), "{message}");
+    world.ask_for("second", |_| 1);
+    world.settle();
+    assert_eq!(world.state("second"), CheckState::Ready, "scaled down again, it has what it asks for");
+}
+
+#[test]
+fn slices_on_which_pods_of_a_successor_run_are_nobody_elses_before_it_is_ready() {
+    let mut world = World::with_nodes(&[&[a30()]]);
+    world.submit("first", 2, &[("1g.6gb", 1)]);
+    world.settle();
+    world.create_pod("first");
+    world.create_pod("first");
+    world.settle();
+    world.submit("other", 2, &[("1g.6gb", 1)]);
+    world.pass_time(Duration::from_secs(1));
+    world.replace("first", "second", 1);
+    world.step();
+    assert_eq!(world.claims("other"), [("n0".to_owned(), 2)].into());
+    world.step();
+    assert_eq!(world.state("other"), CheckState::Pending, "its slices are still to be made");
+    world.settle();
+    assert_eq!(world.state("other"), CheckState::Ready);
+    assert_eq!(world.state("second"), CheckState::Pending);
+}
+
+#[test]
+fn slices_of_one_that_was_replaced_are_its_own_while_the_successor_has_no_quota() {
+    let mut world = World::with_nodes(&[&[a30()]]);
+    world.submit("first", 1, &[("1g.6gb", 1)]);
+    world.settle();
+    let pod = world.create_pod("first");
+    world.settle();
+    world.submit("other", 3, &[("1g.6gb", 1)]);
+    world.settle();
+    world.replace("first", "second", 1);
+    world.evict("second");
+    world.settle();
+    assert_eq!(world.state("other"), CheckState::Ready);
+    assert_eq!(world.claims("other"), [("n0".to_owned(), 3)].into(), "nobody has taken anything");
+    assert_eq!(world.told("SliceTaken"), []);
+    assert!(world.plan().taken.is_empty());
+    assert_eq!(world.claims("first"), [("n0".to_owned(), 1)].into());
+    world.end_pod(&pod);
+    world.settle();
+    assert_eq!(world.claims("first"), [].into());
+}
+
+#[test]
+fn a_job_that_cannot_grow_is_not_killed_when_its_last_pod_ends_and_another_follows() {
+    let mut world = World::with_nodes(&[&[a30()]]);
+    world.submit("first", 1, &[("4g.24gb", 1)]);
+    world.settle();
+    let pod = world.create_pod("first");
+    world.settle();
+    world.replace("first", "second", 1);
+    world.create_pod("first");
+    world.pass_time(HOLD * 100);
+    world.settle();
+    world.end_pod(&pod);
+    world.settle();
+    assert_eq!(world.state("second"), CheckState::Pending, "Kueue could not start the job again");
+    assert_eq!(world.claims("second"), [("n0".to_owned(), 1)].into(), "what it had is still its own");
+}
+
+#[test]
+fn a_job_that_has_grown_is_not_killed_because_one_of_its_pods_has_lost_its_node() {
+    let mut world = World::with_nodes(&[&[a30()], &[a30()]]);
+    world.submit("first", 1, &[("4g.24gb", 1)]);
+    world.settle();
+    world.create_pod("first");
+    world.settle();
+    world.replace("first", "second", 1);
+    let new = world.create_pod("first");
+    world.settle();
+    let lost = world.pod(&new).node.clone().unwrap();
+    world.host_mut(lost.as_str()).ready = false;
+    world.snap.pods.get_mut(&new).unwrap().deleting = true;
+    world.create_pod("first");
+    world.settle();
+    world.pass_time(HOLD * 10);
+    world.settle();
+    assert_eq!(world.state("second"), CheckState::Ready, "Kueue could not start the job again");
+}
+
+#[test]
+fn a_job_that_waits_to_be_larger_goes_on_as_it_was() {
+    let mut world = World::with_nodes(&[&[a30()]]);
+    world.submit("first", 2, &[("2g.12gb", 1)]);
+    world.settle();
+    let pods = [world.create_pod("first"), world.create_pod("first")];
+    world.settle();
+    world.replace("first", "second", 1);
+    world.create_pod("first");
+    world.settle();
+    assert_eq!(world.held.len(), 2, "no more than had been let in");
+    world.end_pod(&pods[0]);
+    world.create_pod("first");
+    world.settle();
+    assert_eq!(world.held.len(), 2);
+    assert_eq!(world.state("second"), CheckState::Pending);
+}
+
+#[test]
+fn of_two_that_name_the_same_predecessor_the_one_that_is_not_finished_is_the_heir() {
+    for (failed, second) in [("a", "b"), ("b", "a")] {
+        let (mut world, _) = one_running();
+        world.replace("first", failed, 1);
+        world.workload_mut("first").finished = false;
+        world.workload_mut(failed).reservation = None;
+        world.finish(failed);
+        world.settle();
+        world.replace("first", second, 1);
+        let new = world.create_pod("first");
+        world.settle();
+        assert_eq!(world.claims(second), [("n0".to_owned(), 2)].into());
+        assert_eq!(world.claims("first"), [].into());
+        assert!(world.pod(&new).node.is_some());
+    }
+}
+
+#[test]
+fn claims_outlive_the_deletion_of_a_job_that_has_grown_until_its_pods_are_gone() {
+    let (mut world, pod) = one_running();
+    world.replace("first", "second", 1);
+    world.settle();
+    world.snap.pods.get_mut(&pod).unwrap().deleting = true;
+    world.snap.workloads.clear();
+    world.settle();
+    assert_eq!(world.claims("second"), [("n0".to_owned(), 2)].into(), "a pod runs on under the old label");
+    assert_eq!(world.told("SliceTaken"), []);
+    world.end_pod(&pod);
+    world.settle();
+    assert_eq!(world.claims("second"), [].into());
+}
+
+#[test]
+fn a_successor_that_asks_for_the_impossible_does_not_stop_the_others() {
+    let mut world = World::with_nodes(&[&[a30()]]);
+    world.submit("first", 2, &[("1g.6gb", 1)]);
+    world.settle();
+    world.create_pod("first");
+    world.settle();
+    world.replace("first", "second", 1);
+    let impossible = Demand::Slices(vec![pod_set(1, &[("1g.6gb", u32::MAX)])]);
+    world.workload_mut("second").reservation.as_mut().unwrap().demand = impossible;
+    world.submit("other", 1, &[("1g.6gb", 1)]);
+    world.settle();
+    assert_eq!(world.state("other"), CheckState::Ready);
+}
+
+#[test]
+fn a_successor_claims_nothing_beside_what_it_is_about_to_take_over() {
+    let (mut world, _) = one_running();
+    world.replace("first", "second", 1);
+    world.workload_mut("first").finished = false;
+    assert_eq!(world.step(), []);
+    world.finish("first");
+    world.settle();
+    assert_eq!(world.claims("second"), [("n0".to_owned(), 2)].into());
+    assert_eq!(world.declared("n0").len(), 2, "no more slices were made than are needed");
 }

@@ -61,6 +61,7 @@ pub(super) fn pod_set(pods: u32, slices: &[(&str, u32)]) -> PodSetDemand {
         requests: [("cpu", 1000), ("pods", 1)].into_iter().collect(),
         constraints: Constraints::default(),
         allowed: Vec::new(),
+        label: None,
         flavors: "flavor mig".to_owned(),
     }
 }
@@ -154,7 +155,6 @@ impl World {
             nodes: Nodes::Given,
             owner: None,
             replaces: None,
-            replaced: false,
         };
         self.snap.workloads.insert(key.uid, workload);
         self.reserve(name, demand);
@@ -192,6 +192,29 @@ impl World {
             check.message = "Reset to Pending after eviction.".to_owned();
         }
         self.withdraw_quota(name);
+    }
+
+    /// What a workload asks for becomes more or less.
+    pub fn ask_for(&mut self, name: &str, pods: impl Fn(u32) -> u32) {
+        let reservation = self.workload_mut(name).reservation.as_mut().unwrap();
+        if let Demand::Slices(demand) = &mut reservation.demand {
+            for pod_set in demand {
+                pod_set.pods = pods(pod_set.pods);
+            }
+        }
+    }
+
+    /// Kueue scales an elastic job up by so many pods: a Workload of the new size replaces the old one, which is finished as soon
+    /// as the new one has quota.
+    pub fn replace(&mut self, old: &str, new: &str, more: u32) {
+        let mut demand = self.demand(old);
+        for pod_set in &mut demand {
+            pod_set.pods += more;
+        }
+        self.submit_demand(new, Demand::Slices(demand));
+        let successor = self.workload_mut(new);
+        (successor.replaces, successor.owner) = (Some(old.into()), Some("job-uid".into()));
+        self.finish(old);
     }
 
     pub fn finish(&mut self, name: &str) {
@@ -370,8 +393,11 @@ impl World {
 
     /// Plans once and applies all of it.
     pub fn step(&mut self) -> Vec<Action> {
-        let Plan { actions, notices, .. } = self.plan();
+        let Plan { actions, notices, waiting, .. } = self.plan();
         self.snap.told.retain(|notice| notices.contains(notice));
+        let before = std::mem::take(&mut self.snap.waiting);
+        let since = |uid: &PodUid| before.get(uid).copied().unwrap_or(self.now);
+        self.snap.waiting = waiting.into_iter().map(|uid| (uid.clone(), since(&uid))).collect();
         for action in &actions {
             self.apply(action);
         }
