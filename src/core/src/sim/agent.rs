@@ -316,12 +316,9 @@ impl World {
 
     /// The agent reads its MIGNode and NVML.
     pub fn agent_listed(&mut self, node: &NodeName, incarnation: u32) {
-        let behind = ms(self.draw(0..100)) + self.cache_lag;
-        let version =
-            self.api.revision_at(Timestamp(self.now.0 - i64::try_from(behind.as_millis()).unwrap()));
-        let list = self.api.migs.list_at(version).unwrap();
-        let watch = self.api.migs.watch(version).unwrap();
-        let backlog = self.api.migs.behind(&watch);
+        // A consistent read (`src/agent/mod.rs`, `follow`): what an earlier agent has seen is never unseen.
+        let list = self.api.migs.list();
+        let watch = self.api.migs.watch(list.version).unwrap();
         let now = self.now;
         let Machine { agent, gpus, journal, .. } = self.machine(node);
         let Some(agent) = agent.as_mut().filter(|agent| agent.incarnation == incarnation) else { return };
@@ -334,9 +331,6 @@ impl World {
             for (gpu, silicon) in gpus {
                 agent.take_look(gpu, silicon, journal);
             }
-        }
-        for _ in 0..backlog {
-            self.tell_agent(node);
         }
         self.wake_agent(node);
     }

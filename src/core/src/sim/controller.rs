@@ -56,6 +56,7 @@ pub struct Controller {
     telling: BTreeSet<Notice>,
     deleting: BTreeSet<PodUid>,
     told: BTreeSet<Notice>,
+    waiting: BTreeMap<PodUid, Timestamp>,
     confirmed: BTreeSet<(WorkloadUid, Attempt)>,
     feeds: BTreeMap<Of, Feed>,
     decides: bool,
@@ -113,6 +114,7 @@ impl Controller {
             telling: BTreeSet::new(),
             deleting: BTreeSet::new(),
             told: BTreeSet::new(),
+            waiting: BTreeMap::new(),
             confirmed: BTreeSet::new(),
             feeds: BTreeMap::new(),
             decides: false,
@@ -127,6 +129,7 @@ impl Controller {
         let mut snapshot = Snapshot {
             confirmed: self.confirmed.clone(),
             told: self.told.clone(),
+            waiting: self.waiting.clone(),
             policies: vec![Some(policy.clone())],
             ..Snapshot::default()
         };
@@ -458,13 +461,18 @@ impl World {
         if self.controllers[id].life != Life::Runs {
             return;
         }
-        let behind = ms(self.draw(0..150)) + self.cache_lag;
+        let lag = if of == Of::Pods { self.pods_lag.take() } else { None };
+        let behind = ms(self.draw(0..150)) + lag.unwrap_or_default();
         let version =
             self.api.revision_at(Timestamp(self.now.0 - i64::try_from(behind.as_millis()).unwrap()));
+        let held_until = self.now + lag.unwrap_or_default();
         let controller = &mut self.controllers[id];
         let (watch, backlog) = controller.take_list(self.now, of, version, &self.api).unwrap();
         let epoch = controller.feeds.get(&of).map_or(0, |feed| feed.epoch + 1);
-        controller.feeds.insert(of, Feed { watch, epoch, last: self.now, held_until: Timestamp::default() });
+        controller.feeds.insert(of, Feed { watch, epoch, last: self.now, held_until });
+        if lag.is_some() {
+            self.say(|| format!("controller {id} SEES PODS AS THEY WERE {behind:?} before"));
+        }
         for _ in 0..backlog {
             self.forward_to(id, of);
         }
@@ -534,6 +542,9 @@ impl World {
         controller.prune();
         let plan = plan(self.now, &controller.snapshot(&self.policy), &self.limits);
         controller.told.retain(|notice| plan.notices.contains(notice));
+        let (before, now) = (std::mem::take(&mut controller.waiting), self.now);
+        let since = |uid: &PodUid| before.get(uid).copied().unwrap_or(now);
+        controller.waiting = plan.waiting.iter().map(|uid| (uid.clone(), since(uid))).collect();
         let freezes = if plan.actions.is_empty() { None } else { self.act_point() };
         for action in plan.actions {
             if self.mutation == Some(Mutation::Unconfirmed)
@@ -568,7 +579,7 @@ impl World {
         if self.controllers[id].cut_off {
             return;
         }
-        let fate = self.write_point();
+        let fate = self.led_write_point();
         self.say(|| format!("controller {id}: {}{}", describe(action), fate.note()));
         let refused = matches!(fate, Fate::CrashBefore | Fate::Fails);
         let done = if refused { Self::failed(action) } else { self.perform(action) };
@@ -672,12 +683,9 @@ impl World {
             }
             Action::Steer { pod, expect, hostname } => {
                 let key = Key { namespace: pod.namespace.clone(), name: pod.name.clone() };
-                let guard = match self.mutation {
-                    Some(Mutation::PodsUnguarded) => Guard::uid(&pod.uid.as_str().into()),
-                    _ => Guard::Body {
-                        uid: Some(pod.uid.as_str().into()),
-                        version: Some(expect.parse().unwrap()),
-                    },
+                let guard = Guard::Body {
+                    uid: Some(pod.uid.as_str().into()),
+                    version: Some(expect.parse().unwrap()),
                 };
                 let result = self.api.pods.patch(&key, &guard, |_, spec| {
                     spec.hostname = Some(hostname.clone());

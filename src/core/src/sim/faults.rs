@@ -11,6 +11,8 @@ use super::objects::Of;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
     pub writes: u32,
+    /// Those of them that are a controller's.
+    pub led: u32,
     pub calls: u32,
     pub events: u32,
     pub decisions: u32,
@@ -47,6 +49,9 @@ impl View {
     }
 }
 
+/// How much older the pods are that a controller sees after [`Fault::BackInTime`], and for how long it hears no more of them.
+pub const BACK: Duration = Duration::from_secs(4);
+
 /// When a leader wakes up that was frozen with its decisions made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wakes {
@@ -72,6 +77,8 @@ pub enum Fault {
     CrashAfterWrite(u32),
     WriteFails(u32),
     AnswerLost(u32),
+    /// A controller dies after a write, and the next one first sees pods as they were a while before.
+    BackInTime(u32),
     CrashBeforeCall(u32),
     CrashAfterCall(u32),
     CallFails(u32),
@@ -94,6 +101,7 @@ impl Fault {
                 Self::AnswerLost(n),
             ]);
         }
+        all.extend((1..=counts.led).map(Self::BackInTime));
         for n in 1..=counts.calls {
             all.extend([
                 Self::CrashBeforeCall(n),
@@ -117,6 +125,7 @@ impl Fault {
             Self::CrashAfterWrite(n) => ("crash-after-write", n, String::new()),
             Self::WriteFails(n) => ("write-fails", n, String::new()),
             Self::AnswerLost(n) => ("answer-lost", n, String::new()),
+            Self::BackInTime(n) => ("back-in-time", n, String::new()),
             Self::CrashBeforeCall(n) => ("crash-before-call", n, String::new()),
             Self::CrashAfterCall(n) => ("crash-after-call", n, String::new()),
             Self::CallFails(n) => ("call-fails", n, String::new()),
@@ -143,7 +152,7 @@ impl FromStr for Fault {
         let wrong =
             || format!("{text:?} is no fault; they read as in crash-after-write:3 or stale-view:7:Pods");
         let n = text.split(':').nth(1).and_then(|n| n.parse().ok()).ok_or_else(wrong)?;
-        let counts = Counts { writes: n, calls: n, events: n, decisions: 0, acts: n };
+        let counts = Counts { writes: n, led: n, calls: n, events: n, decisions: 0, acts: n };
         let views = View::ALL.map(|view| Self::StaleView(n, view));
         let mut all = Self::all(counts).into_iter().chain(views);
         all.find(|fault| fault.to_string() == text).ok_or_else(wrong)

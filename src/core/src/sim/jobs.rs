@@ -36,7 +36,7 @@ pub struct Job {
     /// How many pods of it are to fail yet.
     pub fails: u32,
     /// The Workload whose uid its pod template bears.
-    template: Option<WorkloadUid>,
+    pub template: Option<WorkloadUid>,
     /// How many pods and Workloads it has had.
     serial: u32,
     generations: u32,

@@ -62,6 +62,7 @@ impl World {
             active: true,
             pods: job.wanted,
             shape: job.shape.clone(),
+            label: job.template.clone().filter(|_| replaces.is_some()),
             replaces,
             others: job.others,
         };

@@ -50,6 +50,8 @@ pub struct WorkloadSpec {
     pub shape: Shape,
     /// The Workload that it takes over from.
     pub replaces: Option<Arc<str>>,
+    /// The label that the pods' template bears already.
+    pub label: Option<WorkloadUid>,
     /// Whether somebody else's check has a say, too.
     pub others: bool,
 }
@@ -289,6 +291,7 @@ pub fn workload(object: &Object<Workload>, policy: &Policy, busy: bool) -> Optio
             ..Constraints::default()
         },
         allowed: Vec::new(),
+        label: spec.label.clone(),
         flavors: "flavor mig".to_owned(),
     };
     let reservation = attempt(status).zip(status.quota).map(|(attempt, since)| Reservation {
@@ -309,7 +312,6 @@ pub fn workload(object: &Object<Workload>, policy: &Policy, busy: bool) -> Optio
         nodes: Nodes::Given,
         owner: Some(spec.job.clone()),
         replaces: spec.replaces.clone(),
-        replaced: status.finished == Some(REPLACED),
     })
 }
 

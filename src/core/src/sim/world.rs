@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::api_server::Key;
 use super::controller::{Controller, Done};
-use super::faults::{Counts, Fault};
+use super::faults::{BACK, Counts, Fault};
 use super::jobs::Job;
 use super::kueue::Kueue;
 use super::machine::Machine;
@@ -27,8 +27,6 @@ pub enum Mutation {
     SpecUnguarded,
     /// Check states are written whatever has become of the Workload.
     ChecksUnguarded,
-    /// Pods are sent to nodes whatever has become of them.
-    PodsUnguarded,
     /// Pods are not read again before claims are dropped.
     Unconfirmed,
     /// The answer to a write is not taken in.
@@ -44,10 +42,9 @@ pub enum Mutation {
 }
 
 impl Mutation {
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 8] = [
         Self::SpecUnguarded,
         Self::ChecksUnguarded,
-        Self::PodsUnguarded,
         Self::Unconfirmed,
         Self::AnswersUnheeded,
         Self::HoldersOverlooked,
@@ -150,8 +147,8 @@ pub struct World {
     pub pledges: BTreeMap<(WorkloadUid, Attempt, NodeName, ProfileName), u32>,
     pub policy: Policy,
     pub limits: Limits,
-    /// How far watch caches are behind for those who start.
-    pub cache_lag: Duration,
+    /// How far the watch cache of pods is behind that answers the next controller to start.
+    pub pods_lag: Option<Duration>,
     pub mutation: Option<Mutation>,
     pub fault: Option<Fault>,
     /// Whether what happens belongs to the story.
@@ -190,7 +187,7 @@ impl World {
                 ..Policy::default()
             },
             limits: Limits { idle_retention: Duration::from_mins(1), ..Limits::default() },
-            cache_lag: Duration::ZERO,
+            pods_lag: None,
             mutation: None,
             fault: None,
             counting: false,
@@ -250,6 +247,17 @@ impl World {
             self.say(|| format!("BREACH: {what}"));
             self.breach = Some(what);
         }
+    }
+
+    /// A write of a controller's is about to be made.
+    pub fn led_write_point(&mut self) -> Fate {
+        self.counts.led += u32::from(self.counting);
+        let fate = self.write_point();
+        if self.counting && self.fault == Some(Fault::BackInTime(self.counts.led)) {
+            self.pods_lag = Some(BACK);
+            return Fate::CrashAfter;
+        }
+        fate
     }
 
     /// A write is about to be made.
