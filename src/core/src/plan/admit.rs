@@ -254,7 +254,7 @@ impl Pass<'_> {
             let mut pods = 0;
             for node in self.nodes_of(&workload.key.uid).filter_map(|name| self.world.nodes.get(name)) {
                 let Some(mig) = &node.mig else { continue };
-                let claims = mig.confirmed.claims.iter().filter(|c| {
+                let claims = mig.lasting_claims().filter(|c| {
                     c.workload.uid == workload.key.uid
                         && c.attempt == reservation.attempt
                         && c.pod_set == pod_set.name
