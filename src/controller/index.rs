@@ -619,9 +619,11 @@ impl Index {
         // The API server keeps whole seconds.
         let later = timestamp(&entry.last_transition_time) + Duration::from_secs(1);
         let (name, message) = (check.name.clone(), check.message.clone());
-        let label: Vec<PodSetName> = entry.pod_set_updates.iter().map(|u| u.name.as_str().into()).collect();
-        let entry =
-            CheckEntry::new(&workload.key, name, check.state, message, time(later.max(now())), &label);
+        let label = |u: &kueue::PodSetUpdate| {
+            Some((PodSetName::from(u.name.as_str()), u.labels.get(names::WORKLOAD_LABEL)?.as_str().into()))
+        };
+        let label: Vec<(PodSetName, WorkloadUid)> = entry.pod_set_updates.iter().filter_map(label).collect();
+        let entry = CheckEntry::new(name, check.state, message, time(later.max(now())), &label);
         Some((workload.key.clone(), workload.version.clone(), entry))
     }
 
