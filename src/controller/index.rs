@@ -579,7 +579,8 @@ impl Index {
     /// What a former leader may have decided to write on other grounds than the state of the object itself.
     pub fn exposed(&self) -> Vec<Exposed> {
         let nodes = self.migs.keys().cloned().map(Exposed::Node);
-        let passed = |uid: &WorkloadUid| self.snapshot.workloads.get(uid).is_some_and(Workload::passed);
+        // A pod may bear the uid of a workload that is gone, whose heir it belongs to.
+        let passed = |uid: &WorkloadUid| self.snapshot.workloads.get(uid).is_none_or(Workload::passed);
         let pods = self.snapshot.pods.iter().filter(|(_, pod)| pod.gated && !pod.terminal && !pod.deleting);
         let pods = pods.filter(|(_, pod)| pod.workload.as_ref().is_some_and(passed));
         let claimants: BTreeSet<&WorkloadUid> =
