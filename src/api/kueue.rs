@@ -114,12 +114,15 @@ pub struct AdmissionCheckState {
     pub pod_set_updates: Vec<PodSetUpdate>,
 }
 
-/// The part of `Workload.status.admissionChecks[].podSetUpdates[]` that says where pods may run.
+/// The part of `Workload.status.admissionChecks[].podSetUpdates[]` that says whose pods are and where they may run.
 #[derive(KubeSchema, Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PodSetUpdate {
     /// The pod set.
     pub name: String,
+    /// Labels that its pods will get.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
     /// Node labels that its pods will ask for.
     #[serde(default)]
     pub node_selector: BTreeMap<String, String>,
