@@ -146,7 +146,9 @@ fn every_mistake_that_is_made_on_purpose_is_noticed() {
         let noticed = stories.iter().find_map(|story| {
             let tell =
                 |fault| story.tell(How { seed: SEEDS[0], fault, mutation: Some(mutation), ..How::default() });
-            let faults = Fault::all(tell(None).counts);
+            let counts = tell(None).counts;
+            let back = (1..=counts.led).map(Fault::BackInTime).filter(|_| mutation == Mutation::Unconfirmed);
+            let faults: Vec<Fault> = back.chain(Fault::all(counts)).collect();
             [None].into_iter().chain(faults.into_iter().map(Some)).find_map(|fault| {
                 let what = wrong(story, &tell(fault))?;
                 Some(Plan { story, seed: SEEDS[0], fault }.to_string() + ": " + &what)
