@@ -5,6 +5,8 @@ CARGO ?= cargo
 # The image, and the program that builds and pushes it: docker, podman, nerdctl.
 IMG ?= slicegate:dev
 CONTAINER_TOOL ?= docker
+# What deploy installs: config/default, or config/webhook on Kubernetes older than 1.36.
+CONFIG ?= config/default
 
 .PHONY: help demo demo-down test lint unit component cluster node generate install deploy undeploy uninstall prerequisites build bench-admission bench-burst demo-node bench-node build-node docker-build docker-push
 
@@ -71,11 +73,11 @@ generate: ## Write the CRDs from the types
 install: ## Install the CRDs on the current cluster
 	kubectl apply --server-side -k crds
 
-deploy: ## Install everything on the current cluster, with the image IMG
-	kubectl kustomize config/default | sed 's|image: slicegate:dev$$|image: $(IMG)|' | kubectl apply --server-side -f -
+deploy: ## Install everything on the current cluster, with the image IMG, as CONFIG says
+	kubectl kustomize $(CONFIG) | sed 's|image: slicegate:dev$$|image: $(IMG)|' | kubectl apply --server-side -f -
 
 undeploy: ## Remove everything from the current cluster
-	kubectl delete --ignore-not-found -k config/default
+	kubectl delete --ignore-not-found -k $(CONFIG)
 
 uninstall: ## Remove the CRDs from the current cluster
 	kubectl delete --ignore-not-found -k crds

@@ -16,7 +16,7 @@ pub const CONTROLLER_VERSION: &str = "slicegate.dev/controller-version";
 /// Annotation with which a leader that takes over from one that has not said goodbye marks MIGNodes, and pods that may be about
 /// to be released: the Lease's uid and the number of its term. What the former leader may still send expects another one.
 pub const TERM: &str = "slicegate.dev/term";
-/// Field manager of the controller's writes.
+/// Field manager of the controller's writes; for an AdmissionCheck's entry in a Workload, with `/` and its name behind it.
 pub const CONTROLLER_MANAGER: &str = "slicegate-controller";
 /// Field manager of the agents' writes.
 pub const AGENT_MANAGER: &str = "slicegate-agent";

@@ -43,6 +43,8 @@ use writer::{CheckEntry, Outcome, Writer};
 
 /// Writes under way at the same time, over all objects.
 const CONCURRENT_WRITES: usize = 64;
+/// How long the API server may still be at work on a call that nobody waits for any more (`--request-timeout`, its default).
+const STRAY: Duration = Duration::from_mins(1);
 /// What MIGNodes are marked with, for agents to compare with their own.
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 /// Messages taken in before the next decision, so that a flood of events does not keep decisions from being made.
@@ -165,6 +167,7 @@ pub async fn run(
         in_flight: 0,
         hold: lease.hold(),
         takeover: Takeover::default(),
+        unanswered: None,
     };
     let roles = lease.roles();
     let at_rest = tokio::select! {
@@ -177,7 +180,7 @@ pub async fn run(
         lease.release().await;
     } else {
         warn!(
-            "writes are still under way, so the lease is not released; another replica takes over when it has expired"
+            "writes may still be under way, so the lease is not released; another replica takes over when it has expired"
         );
     }
     Ok(())
@@ -246,6 +249,8 @@ struct Controller {
     in_flight: usize,
     hold: Hold,
     takeover: Takeover,
+    /// When the last write came to nobody knows what.
+    unanswered: Option<Instant>,
 }
 
 impl Controller {
@@ -312,7 +317,7 @@ impl Controller {
         if self.hold.is_ours() && self.take_over(term, *clean) { self.step(term) } else { None }
     }
 
-    /// Lets the writes that are under way end, so that nothing is half known at the next start.
+    /// Lets the writes that are under way end, so that nothing is half known at the next start. True if they all have.
     async fn finish(mut self, mut inbox: mpsc::UnboundedReceiver<Message>) -> bool {
         let all = async {
             while self.in_flight > 0 {
@@ -322,7 +327,8 @@ impl Controller {
                 }
             }
         };
-        tokio::time::timeout(Duration::from_secs(5), all).await.is_ok()
+        let ended = tokio::time::timeout(Duration::from_secs(5), all).await.is_ok();
+        ended && self.unanswered.is_none_or(|then| then.elapsed() > STRAY)
     }
 
     fn take_in(&mut self, message: Message) {
@@ -335,6 +341,9 @@ impl Controller {
 
     fn take_in_done(&mut self, done: Done) {
         self.in_flight -= 1;
+        if done.outcome == Outcome::Unanswered {
+            self.unanswered = Some(Instant::now());
+        }
         if let Some(update) = done.update {
             self.index.apply_answer(now(), update);
         }
@@ -405,6 +414,7 @@ impl Controller {
         let plan = plan(now, self.index.snapshot(), &self.limits);
         timer.observe_duration();
         self.index.retain_told(&plan.notices);
+        self.index.note_waiting(now, plan.waiting);
         if self.taken != plan.taken {
             self.metrics.taken(&plan.taken, &self.taken);
             self.taken = plan.taken;

@@ -5,9 +5,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::api::core::v1::Pod;
-use kube::api::PostParams;
+use kube::api::{ListParams, PostParams};
 use kube::{Api, ResourceExt};
 use serde_json::json;
 use slicegate::api::convert::mig;
@@ -167,6 +168,13 @@ async fn a_leader_that_is_killed_is_replaced_when_its_lease_has_expired() -> Res
     world.rig.down().await
 }
 
+/// How many Jobs of the load are not complete.
+async fn unfinished(world: &World) -> Result<usize> {
+    let jobs = Api::<Job>::all(world.client.clone()).list(&ListParams::default()).await?.items;
+    let succeeded = |job: &&Job| job.status.as_ref().is_some_and(|s| s.succeeded == Some(1));
+    Ok(jobs.len() - jobs.iter().filter(succeeded).count())
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn leaders_that_are_frozen_under_load_do_no_harm_when_they_wake_up() -> Result<()> {
     let world = pair(three_nodes(), &SHORT).await?;
@@ -174,8 +182,9 @@ async fn leaders_that_are_frozen_under_load_do_no_harm_when_they_wake_up() -> Re
     let mut random = Random::new();
     println!("seed {}", random.0);
     let freezing = async {
-        let mut left = 4;
-        while left > 0 {
+        let mut rounds = 0;
+        // At rest there is nothing to spoil.
+        while rounds < 4 && unfinished(&world).await? >= 10 {
             tokio::time::sleep(Duration::from_millis(random.below(1500))).await;
             let old = holder(&world).await?;
             let new = if old == FIRST { SECOND } else { FIRST };
@@ -191,16 +200,18 @@ async fn leaders_that_are_frozen_under_load_do_no_harm_when_they_wake_up() -> Re
             assert!(log.contains("no longer the leader"), "{log}");
             frozen.restart().await?;
             world.rig.until_ready(&frozen).await?;
-            left -= 1;
+            rounds += 1;
         }
-        anyhow::Ok(())
+        anyhow::Ok(rounds)
     };
-    let (names, ()) = futures::try_join!(submit_all(&world, ["3", "4", "5"]), freezing)?;
+    let names = submit_all(&world, ["6", "8", "10"]).await?;
+    let rounds = freezing.await?;
     println!(
-        "{} of {} Jobs were complete after the last one woke up",
+        "{rounds} leaders were frozen, {} of {} Jobs complete then",
         done(&world, &names).await?,
         names.len()
     );
+    assert!(rounds >= 2, "the load was over too soon");
     world
         .until("all 60 Jobs are complete", || async { Ok(done(&world, &names).await? == names.len()) })
         .await?;
@@ -217,7 +228,8 @@ async fn leaders_that_are_frozen_under_load_do_no_harm_when_they_wake_up() -> Re
 /// What a leader can have decided before it was frozen, to be sent after it has woken up.
 struct Decided {
     node: (NodeName, Version, String),
-    workload: (WorkloadKey, String),
+    waiting: (WorkloadKey, String),
+    passed: (WorkloadKey, String),
     pod: (PodKey, String),
     active: slicegate::controller::checks::Verdict,
 }
@@ -227,11 +239,14 @@ impl Decided {
         let node = world.mig_node("gpu-a30").await?;
         let version = mig::from_api(&node, None).version;
         let term = node.annotations().get(names::TERM).cloned().context("a term")?;
-        let workload = world.workload_of("default", "waiting").await?.context("a Workload")?;
-        let key = WorkloadKey {
-            namespace: "default".into(),
-            name: workload.name_any().into(),
-            uid: workload.uid().context("uid")?.into(),
+        let workload = async |owner: &str| {
+            let workload = world.workload_of("default", owner).await?.context("a Workload")?;
+            let key = WorkloadKey {
+                namespace: "default".into(),
+                name: workload.name_any().into(),
+                uid: workload.uid().context("uid")?.into(),
+            };
+            anyhow::Ok((key, workload.resource_version().context("version")?))
         };
         let pod = world.api::<Pod>("default").get("surplus").await?;
         let pod_key = PodKey {
@@ -242,7 +257,8 @@ impl Decided {
         let check: kueue::AdmissionCheck = Api::all(world.client.clone()).get("slicegate").await?;
         Ok(Self {
             node: ("gpu-a30".into(), version, term),
-            workload: (key, workload.resource_version().context("version")?),
+            waiting: workload("waiting").await?,
+            passed: workload("passed").await?,
             pod: (pod_key, pod.resource_version().context("version")?),
             active: slicegate::controller::checks::Verdict {
                 check: "slicegate".to_owned(),
@@ -258,23 +274,19 @@ impl Decided {
     /// The outcome of each write that rests on other objects than the one that it changes.
     async fn send(&self, writer: &Writer) -> Vec<(&'static str, Outcome)> {
         let (node, version, term) = &self.node;
-        let (workload, expect) = &self.workload;
         let since = slicegate::api::convert::time(slicegate::api::convert::now());
-        let ready = CheckEntry::new(
-            workload,
-            "slicegate".to_owned(),
-            CheckState::Ready,
-            "Slices reserved and ready.".to_owned(),
-            since,
-            &["main".into()],
-        );
+        let check = async |(workload, expect): &(WorkloadKey, String), state: CheckState| {
+            let (name, message) = ("slicegate".to_owned(), "said late".to_owned());
+            let label = [("main".into(), workload.uid.clone())];
+            let entry = CheckEntry::new(name, state, message, since.clone(), &label);
+            writer.set_check(workload, expect, entry).await.0
+        };
+        let nothing = slicegate_core::node::NodeSpec::default();
         vec![
-            (
-                "spec",
-                writer.write_spec(node, version, term, &slicegate_core::node::NodeSpec::default()).await.0,
-            ),
-            ("check", writer.set_check(workload, expect, ready).await.0),
+            ("spec", writer.write_spec(node, version, term, &nothing).await.0),
             ("pod", writer.steer(&self.pod.0, &self.pod.1, "gpu-a30").await.0),
+            ("Ready", check(&self.waiting, CheckState::Ready).await),
+            ("Retry", check(&self.passed, CheckState::Retry).await),
         ]
     }
 }
@@ -326,7 +338,7 @@ async fn whatever_a_former_leader_still_sends_is_refused_though_nothing_else_has
 
     let kubeconfig = world.operator.controller_kubeconfig(&world.rig).await?;
     let writer = Writer::new(world.rig.client_of(&kubeconfig).await?);
-    let refused = ["spec", "check", "pod"].map(|what| (what, Outcome::Conflict));
+    let refused = ["spec", "pod", "Ready", "Retry"].map(|what| (what, Outcome::Conflict));
     assert_eq!(decided.send(&writer).await, refused);
     let (state, _) = world.check("default", "waiting").await?.context("a check")?;
     assert_eq!(state, kueue::CheckState::Pending);
@@ -336,7 +348,7 @@ async fn whatever_a_former_leader_still_sends_is_refused_though_nothing_else_has
     // Had nobody taken over, the same would have been done: it is the takeover that makes it void.
     controller.signal(Signal::STOP);
     let decided = Decided::now(&world).await?;
-    let done = ["spec", "check", "pod"].map(|what| (what, Outcome::Written));
+    let done = ["spec", "pod", "Ready", "Retry"].map(|what| (what, Outcome::Written));
     assert_eq!(decided.send(&writer).await, done);
     assert_eq!(
         writer

@@ -3,13 +3,14 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use clap::Parser;
 use k8s_openapi::api::admissionregistration::v1::{
-    MutatingAdmissionPolicy, MutatingAdmissionPolicyBinding, ValidatingAdmissionPolicy,
-    ValidatingAdmissionPolicyBinding,
+    MutatingAdmissionPolicy, MutatingAdmissionPolicyBinding, MutatingWebhookConfiguration,
+    ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding,
 };
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
 use k8s_openapi::api::batch::v1::Job;
-use k8s_openapi::api::core::v1::{Namespace, Pod, PodSpec, ServiceAccount};
+use k8s_openapi::api::core::v1::{Namespace, Pod, PodSpec, Service, ServiceAccount};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, Role, RoleBinding};
 use serde::Serialize;
@@ -17,6 +18,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use slicegate::api::convert::workload::pod_demand;
 use slicegate::api::{MIGNode, SlicePolicy, kueue, names};
+use slicegate::controller::gate;
 use slicegate_core::profile::{ProfileName, RESOURCE_PREFIX};
 
 use crate::repository;
@@ -51,21 +53,39 @@ fn every_sample_asks_for_slices_that_the_queue_lends() {
         serde_json::from_value(queue["spec"]["resourceGroups"][0]["coveredResources"].clone()).unwrap();
     let mut samples = 0;
     for (path, document) in documents("samples") {
-        let spec = match document["kind"].as_str().unwrap() {
-            "Kustomization" => continue,
-            "Pod" => &document["spec"],
-            _ => &document["spec"]["template"]["spec"],
-        };
-        let spec: PodSpec = serde_json::from_value(spec.clone()).unwrap();
-        let (slices, _) = pod_demand(&spec).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
-        assert!(!slices.is_empty(), "{} asks for no slice", path.display());
-        for profile in slices.keys() {
+        if document["kind"] == "Kustomization" {
+            continue;
+        }
+        let mut asked = BTreeSet::new();
+        for spec in pod_specs(&document) {
+            let spec: PodSpec = serde_json::from_value(spec.clone()).unwrap();
+            let (slices, _) = pod_demand(&spec).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+            asked.extend(slices.into_keys());
+        }
+        assert!(!asked.is_empty(), "{} asks for no slice", path.display());
+        for profile in asked {
             assert!(covered.contains(&profile.resource()), "{}: no quota for {profile}", path.display());
         }
         assert_eq!(document["metadata"]["labels"][names::QUEUE_LABEL], "mig", "{}", path.display());
         samples += 1;
     }
-    assert_eq!(samples, 5);
+    assert_eq!(samples, 7);
+}
+
+/// What the pods of a workload are made from.
+fn pod_specs(document: &Value) -> Vec<&Value> {
+    match document["kind"].as_str().unwrap() {
+        "Pod" => vec![&document["spec"]],
+        "JobSet" => {
+            let jobs = document["spec"]["replicatedJobs"].as_array().unwrap();
+            jobs.iter().map(|job| &job["template"]["spec"]["template"]["spec"]).collect()
+        }
+        "LeaderWorkerSet" => {
+            let templates = &document["spec"]["leaderWorkerTemplate"];
+            ["leaderTemplate", "workerTemplate"].map(|name| &templates[name]["spec"]).to_vec()
+        }
+        _ => vec![&document["spec"]["template"]["spec"]],
+    }
 }
 
 #[test]
@@ -98,9 +118,75 @@ fn the_check_names_a_policy_that_is_there() {
 #[test]
 fn the_policies_speak_of_the_gate_that_the_controller_removes() {
     let gate = format!("'{}'", names::GATE);
-    for file in ["config/policy/gate.yaml", "config/policy/ungate.yaml"] {
-        assert!(fs::read_to_string(repository(file)).unwrap().contains(&gate), "{file}");
+    for file in ["policy/gate.yaml", "policy/gated.yaml", "policy/ungate.yaml", "webhook/webhook.yaml"] {
+        assert!(fs::read_to_string(repository("config").join(file)).unwrap().contains(&gate), "{file}");
     }
+}
+
+#[test]
+fn policy_webhook_and_refusals_speak_of_the_same_pods() {
+    let named = |kind: &str, name: &str| {
+        let mut found =
+            of_kind("config", kind).into_iter().filter(|object| object["metadata"]["name"] == name);
+        found.next().unwrap_or_else(|| panic!("no {kind} {name}"))
+    };
+    let condition = |of: &Value, name: &str| {
+        let mut conditions = of["matchConditions"].as_array().unwrap().iter();
+        conditions.find(|condition| condition["name"] == name).unwrap()["expression"].clone()
+    };
+    let policy = named("MutatingAdmissionPolicy", names::GATE_NAME)["spec"].clone();
+    let webhook = named("MutatingWebhookConfiguration", names::GATE_NAME)["webhooks"][0].clone();
+    assert_eq!(webhook["name"], names::GATE_NAME);
+    for same in ["matchConditions", "failurePolicy", "reinvocationPolicy"] {
+        assert_eq!(webhook[same], policy[same], "{same}");
+    }
+    let asks = "asks-for-a-mig-profile";
+    let mut selectors = vec![webhook["namespaceSelector"].clone()];
+    for (kind, name) in [
+        ("MutatingAdmissionPolicy", "gate.slicegate.dev"),
+        ("ValidatingAdmissionPolicy", "gated.slicegate.dev"),
+        ("ValidatingAdmissionPolicy", "bound.slicegate.dev"),
+    ] {
+        let spec = &named(kind, name)["spec"];
+        selectors.push(spec["matchConstraints"]["namespaceSelector"].clone());
+        assert_eq!(condition(spec, asks), condition(&policy, asks), "{name}");
+    }
+    assert!(selectors[0].is_object());
+    assert!(selectors.iter().all(|selector| *selector == selectors[0]), "{selectors:?}");
+}
+
+#[test]
+fn the_webhook_is_called_where_the_controller_answers() {
+    #[derive(Parser)]
+    struct Cli {
+        #[command(flatten)]
+        args: gate::Args,
+    }
+    let defaults = Cli::parse_from(["slicegate", "--gate-webhook"]).args;
+    let webhook = of_kind("config/webhook", "MutatingWebhookConfiguration").remove(0);
+    let called = &webhook["webhooks"][0]["clientConfig"]["service"];
+    let service = of_kind("config/webhook", "Service").remove(0);
+    assert_eq!(called["path"], gate::review::PATH);
+    assert_eq!(called["name"], service["metadata"]["name"]);
+    assert_eq!(called["namespace"], service["metadata"]["namespace"]);
+    assert_eq!(called["port"], service["spec"]["ports"][0]["port"]);
+    let host = format!("{}.{}.svc", called["name"].as_str().unwrap(), called["namespace"].as_str().unwrap());
+    assert_eq!(defaults.webhook_host, [host.as_str()]);
+    let port = format!("containerPort: {}", defaults.webhook_listen.port());
+    let overlay = fs::read_to_string(repository("config/webhook/kustomization.yaml")).unwrap();
+    assert!(overlay.contains(&port), "{port}");
+    let certificate = of_kind("config/webhook-cert-manager", "Certificate");
+    assert!(certificate.iter().any(|c| c["spec"]["dnsNames"] == serde_json::json!([host])));
+    let pods = &of_kind("config/controller", "Deployment")[0]["spec"]["template"]["metadata"]["labels"];
+    assert_eq!(&service["spec"]["selector"], pods);
+    // What the controller may write are just these two.
+    let rights: BTreeSet<Value> = ["Role", "ClusterRole"]
+        .iter()
+        .flat_map(|kind| of_kind("config/webhook", kind))
+        .flat_map(|role| role["rules"].as_array().cloned().unwrap_or_default())
+        .flat_map(|rule| rule["resourceNames"].as_array().cloned().unwrap_or_default())
+        .collect();
+    assert_eq!(rights, BTreeSet::from([gate::keeper::SECRET.into(), names::GATE_NAME.into()]));
 }
 
 const FOLDERS: [&str; 3] = ["samples", "kueue", "config"];
@@ -126,11 +212,23 @@ fn no_manifest_has_a_field_that_its_type_does_not_know() {
                 "DaemonSet" => as_read::<DaemonSet>(&document),
                 "Job" => as_read::<Job>(&document),
                 "Pod" => as_read::<Pod>(&document),
+                "Service" => as_read::<Service>(&document),
+                "MutatingWebhookConfiguration" => as_read::<MutatingWebhookConfiguration>(&document),
+                // What is around the pods is read by the API server in the cluster tests.
+                "JobSet" | "LeaderWorkerSet" => {
+                    for spec in pod_specs(&document) {
+                        let read = as_read::<PodSpec>(spec).unwrap_or_else(|error| panic!("{path}: {error}"));
+                        assert_eq!(lost(spec, &read, ""), Vec::<String>::new(), "{path}");
+                    }
+                    continue;
+                }
                 "MutatingAdmissionPolicy" => as_read::<MutatingAdmissionPolicy>(&document),
                 "MutatingAdmissionPolicyBinding" => as_read::<MutatingAdmissionPolicyBinding>(&document),
                 "ValidatingAdmissionPolicy" => as_read::<ValidatingAdmissionPolicy>(&document),
                 "ValidatingAdmissionPolicyBinding" => as_read::<ValidatingAdmissionPolicyBinding>(&document),
                 "ClusterQueue" | "LocalQueue" | "PodMonitor" | "Kustomization" | "Component" => continue,
+                // cert-manager's.
+                "Issuer" | "Certificate" => continue,
                 other => panic!("{path}: kind {other:?} is not checked; add it here"),
             };
             let read = read.unwrap_or_else(|error| panic!("{path}: {error}"));
@@ -247,8 +345,8 @@ fn the_quotas_are_what_the_gpus_of_each_flavor_can_hold() {
 
 #[test]
 fn every_kustomization_names_what_is_there_and_forgets_nothing() {
-    // A server that never ends is not among the samples that are applied together.
-    const APART: [&str; 1] = ["vllm-deployment.yaml"];
+    // Servers never end, and frameworks may not be there: these are not among the samples that are applied together.
+    const APART: [&str; 3] = ["jobset.yaml", "vllm-deployment.yaml", "vllm-lws.yaml"];
     let mut kustomizations = 0;
     for folder in ["samples", "kueue", "config", "crds"] {
         for (path, document) in documents(folder) {

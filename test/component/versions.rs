@@ -190,10 +190,11 @@ fn uncovered(schema: &Value, values: &[&Value], path: &str, missing: &mut Vec<St
 
 #[test]
 fn a_mig_node_of_version_0_1_means_what_it_meant() {
+    use SliceState::{Creating, Draining, Failed, Idle, InUse};
     let object: MIGNode = read(&fixture("v0.1", "mignode.yaml"));
     let seen = mig::from_api(&object, None);
     assert!(seen.ready && seen.spec.remake_after_use);
-    let usable: Vec<(&str, bool)> = seen.gpus.iter().map(|(uuid, gpu)| (&***uuid, gpu.usable)).collect();
+    let usable: Vec<(&str, bool)> = seen.gpus.iter().map(|(uuid, gpu)| (uuid.as_str(), gpu.usable)).collect();
     assert_eq!(usable, [("GPU-1", true), ("GPU-2", false), ("GPU-3", false)]);
     let model = &seen.gpus.values().next().unwrap().model;
     let profile = model.profiles.iter().find(|p| p.name.as_str() == "3g.40gb").unwrap();
@@ -209,10 +210,9 @@ fn a_mig_node_of_version_0_1_means_what_it_meant() {
         ("main", "3g.40gb", 1, 1)
     );
     let hold = &seen.spec.holds[0];
-    assert_eq!((&**hold.gpu, hold.start, hold.size, hold.until.0), ("GPU-2", 0, 8, 1_795_514_700_000));
+    assert_eq!((hold.gpu.as_str(), hold.start, hold.size, hold.until.0), ("GPU-2", 0, 8, 1_795_514_700_000));
 
     let states: Vec<SliceState> = seen.slices.iter().map(|s| s.state).collect();
-    use SliceState::{Creating, Draining, Failed, Idle, InUse};
     assert_eq!(states, [InUse, InUse, Idle, Creating, Draining, Failed]);
     let pod = Holder::Pod { namespace: "team".into(), name: "job-train-x7k2p".into() };
     assert_eq!(seen.slices[0].holder, Some(pod));
@@ -244,12 +244,11 @@ fn a_workload_and_pods_of_version_0_1_mean_what_they_meant() {
     let since = read(&entry["lastTransitionTime"]);
     let message = entry["message"].as_str().unwrap().to_owned();
     let written = CheckEntry::new(
-        &seen.key,
         "slicegate".to_owned(),
         CheckState::Ready,
         message,
         since,
-        &["main".into()],
+        &[("main".into(), seen.key.uid.clone())],
     );
     assert_eq!(serde_json::to_value(&written).unwrap(), *entry);
 

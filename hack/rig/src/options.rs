@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::Result;
+use serde_json::{Value, json};
 
 use crate::frameworks::Framework;
 use crate::process::{Lifetime, ProcessId};
@@ -24,6 +25,10 @@ pub struct Options {
     pub progress: bool,
     /// Further command-line arguments by part, for example `kube-apiserver`: `--runtime-config=api/all=true`.
     pub extra_args: BTreeMap<String, Vec<String>>,
+    /// What Kueue's configuration has beside or instead of the rig's own: a JSON merge patch (RFC 7396).
+    pub kueue: Value,
+    /// Manifests that are there before Kueue starts, as Go module and path in it: it looks for the APIs of others only then.
+    pub manifests: Vec<(String, String)>,
     /// Kinds of job that Kubernetes does not come with; each costs a process.
     pub frameworks: BTreeSet<Framework>,
 }
@@ -55,6 +60,8 @@ impl Options {
             remove_dir: false,
             progress: true,
             extra_args: BTreeMap::new(),
+            kueue: json!({}),
+            manifests: Vec::new(),
             frameworks: BTreeSet::new(),
         }
     }
@@ -64,6 +71,20 @@ impl Options {
     #[must_use]
     pub fn extra_arg(mut self, part: &str, arg: impl Into<String>) -> Self {
         self.extra_args.entry(part.to_owned()).or_default().push(arg.into());
+        self
+    }
+
+    /// Changes Kueue's configuration by a JSON merge patch.
+    #[must_use]
+    pub fn kueue(mut self, patch: &Value) -> Self {
+        json_patch::merge(&mut self.kueue, patch);
+        self
+    }
+
+    /// Applies a file or kustomize folder of a Go module before Kueue starts.
+    #[must_use]
+    pub fn manifest(mut self, module: &str, path: &str) -> Self {
+        self.manifests.push((module.to_owned(), path.to_owned()));
         self
     }
 

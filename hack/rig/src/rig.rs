@@ -144,7 +144,7 @@ impl Rig {
         let programs = self.repo.programs();
         let layout = Layout { programs: &programs, dir: &dir, pki: &pki, kubeconfig: &self.kubeconfig };
         let ports = Ports::new()?;
-        let config = kueue::config(&layout, &ports, options.frameworks.iter().copied())?;
+        let config = kueue::config(&layout, &ports, options.frameworks.iter().copied(), &options.kueue)?;
         let mut frameworks = Vec::new();
         for framework in &options.frameworks {
             let ports = Ports::new()?;
@@ -157,6 +157,10 @@ impl Rig {
             let mut objects = self.render("sigs.k8s.io/kueue", &pki, &ports, &config).await?;
             for (framework, ports, config) in &frameworks {
                 objects.extend(self.render(framework.module(), &pki, ports, config).await?);
+            }
+            for (module, path) in &options.manifests {
+                let path = self.repo.module(module).await?.join(path);
+                objects.extend(manifests::read(&self.kubectl_path(), &path).await?);
             }
             anyhow::Ok(objects)
         };

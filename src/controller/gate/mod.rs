@@ -41,6 +41,7 @@ const GOODBYE: Duration = Duration::from_secs(1);
 
 /// Arguments of the webhook.
 #[derive(Clone, Debug, clap::Args)]
+#[group(id = "gate")]
 pub struct Args {
     /// Gate pods by a webhook in this process: for API servers that do not serve MutatingAdmissionPolicy v1 (before 1.36).
     #[arg(long)]
@@ -61,7 +62,7 @@ pub struct Args {
     )]
     pub webhook_host: Vec<String>,
     /// Namespace of the Secret slicegate-gate, which holds the controller's own certificates.
-    #[arg(long, value_name = "NAMESPACE", default_value = "slicegate-system")]
+    #[arg(long, value_name = "NAMESPACE", env = "POD_NAMESPACE", default_value = "slicegate-system")]
     pub webhook_namespace: String,
     /// How long one of the controller's own certificates is valid, in seconds. It is replaced when a third of that is left.
     #[arg(long, value_name = "SECONDS", default_value_t = 90 * 24 * 3600)]

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::geometry::{Mask, Model, Slice};
-use crate::hands::{self, Hands};
+use crate::hands::{self, Hands, Heirs};
 use crate::id::{Attempt, GpuUuid, NodeName, PodSetName, WorkloadKey, WorkloadUid};
 use crate::node::{Claim, Hold, MigNode, NodeSpec, ObservedSlice, SliceState};
 use crate::placement::{self, Cost};
@@ -125,6 +125,7 @@ pub struct Ledger {
     claimed: BTreeMap<ProfileName, u32>,
     /// In whose hands the slices are that are in use.
     in_use: Arc<[(ProfileName, Hands)]>,
+    heirs: Arc<Heirs>,
     /// How many of them no claim can count on.
     taken: BTreeMap<ProfileName, u32>,
     free: Resources,
@@ -132,11 +133,18 @@ pub struct Ledger {
 
 impl Ledger {
     /// Opens the book of a node: `mig` with `free`, which is what bound pods leave of the node's resources. `hands` says for
-    /// each slice that the agent reports, in its order, whose it is.
+    /// each slice that the agent reports, in its order, whose it is, and `heirs` who has taken over from whom.
     ///
     /// What `spec` wants but cannot be (unknown GPU or profile, illegal place, overlap, in the way of a foreign instance)
     /// is left out, and what a pod holds though `spec` does not want it is taken back in.
-    pub fn open(now: Timestamp, name: &NodeName, mig: &MigNode, free: Resources, hands: &[Hands]) -> Self {
+    pub fn open(
+        now: Timestamp,
+        name: &NodeName,
+        mig: &MigNode,
+        free: Resources,
+        hands: &[Hands],
+        heirs: &Arc<Heirs>,
+    ) -> Self {
         let mut gpus: BTreeMap<GpuUuid, GpuBook> = mig
             .gpus
             .iter()
@@ -211,6 +219,7 @@ impl Ledger {
             remake_after_use: mig.spec.remake_after_use,
             claimed,
             in_use: in_use.into(),
+            heirs: heirs.clone(),
             taken: BTreeMap::new(),
             free,
         };
@@ -490,7 +499,8 @@ impl Ledger {
     }
 
     fn note_taken(&mut self) {
-        self.taken = hands::taken(self.in_use.iter().map(|(profile, hands)| (profile, hands)), &self.claims);
+        let in_use = self.in_use.iter().map(|(profile, hands)| (profile, hands));
+        self.taken = hands::taken(in_use, &self.claims, &self.heirs);
     }
 
     fn claimed(&self, profile: &ProfileName) -> u32 {

@@ -22,6 +22,9 @@ use crate::runtime::clock::since_boot;
 
 /// Reason of the Events, as client-go's.
 const EVENT: &str = "LeaderElection";
+/// What the Events say, and what was done.
+const BECAME: (&str, &str) = ("became leader", "Acquire");
+const STOPPED: (&str, &str) = ("stopped leading", "Release");
 /// How long an Event may take: it matters less than what comes next.
 const EVENT_LIMIT: Duration = Duration::from_secs(1);
 
@@ -96,7 +99,7 @@ impl Candidate {
                 }
                 Step::StepDown(loss) => {
                     self.hold.end();
-                    self.tell("stopped leading").await;
+                    self.tell(STOPPED).await;
                     return Err(loss);
                 }
             }
@@ -166,7 +169,7 @@ impl Candidate {
                 if acquires && let Some(won) = self.election.term(since_boot()) {
                     info!(term, clean = won.clean, "elected");
                     self.roles.send_replace(Role::Leader { term: term.into(), clean: won.clean });
-                    self.tell_aside("became leader");
+                    self.tell_aside(BECAME);
                 }
             }
             Err(Failure::Kube(kube::Error::Api(status))) if status.code == 409 => {
@@ -228,7 +231,7 @@ impl Candidate {
             match self.put(Some(version), lease).await {
                 Ok(_) => {
                     info!("lease released");
-                    return self.tell("stopped leading").await;
+                    return self.tell(STOPPED).await;
                 }
                 Err(error) => {
                     debug!(%error, "cannot release the lease");
@@ -239,12 +242,13 @@ impl Candidate {
         warn!("the lease could not be released; another replica takes over when it has expired");
     }
 
-    fn event(&self, what: &str) -> (Event, ObjectReference) {
+    fn event(&self, (what, action): (&str, &str)) -> (Event, ObjectReference) {
         let event = Event {
             type_: EventType::Normal,
             reason: EVENT.to_owned(),
             note: Some(format!("{} {what}", self.me)),
-            action: EVENT.to_owned(),
+            // Events that differ in their note only are taken for one that comes again.
+            action: action.to_owned(),
             secondary: None,
         };
         let lease = self.object.clone().unwrap_or_default();
@@ -252,12 +256,12 @@ impl Candidate {
         (event, reference)
     }
 
-    async fn tell(&self, what: &str) {
+    async fn tell(&self, what: (&str, &str)) {
         let (event, reference) = self.event(what);
         publish(self.recorder.clone(), event, reference).await;
     }
 
-    fn tell_aside(&self, what: &str) {
+    fn tell_aside(&self, what: (&str, &str)) {
         let (event, reference) = self.event(what);
         tokio::spawn(publish(self.recorder.clone(), event, reference));
     }

@@ -23,6 +23,7 @@ const FAREWELL: Duration = Duration::from_secs(3);
 
 /// Flags of leader election, named as those of Kubernetes' own controllers.
 #[derive(Clone, Debug, clap::Args)]
+#[group(skip)]
 pub struct Args {
     /// Act only while this replica is elected. Without it, nothing keeps a second one from acting too.
     #[arg(

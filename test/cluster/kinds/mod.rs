@@ -14,7 +14,7 @@ use crate::shared::Group;
 pub static KINDS: Group = Group::new(&[Framework::JobSet, Framework::LeaderWorkerSet]);
 
 /// A pod template: one container, slices of a profile or none, and what its annotations say.
-fn template(slices: &[(&str, u32)], annotations: Value) -> Value {
+fn template(slices: &[(&str, u32)], annotations: &Value) -> Value {
     let limits: serde_json::Map<String, Value> =
         slices.iter().map(|(profile, count)| (format!("nvidia.com/mig-{profile}"), json!(count))).collect();
     json!({
@@ -32,5 +32,5 @@ fn template(slices: &[(&str, u32)], annotations: Value) -> Value {
 
 /// The same for a pod that runs until it is ended.
 fn endless(slices: &[(&str, u32)]) -> Value {
-    template(slices, json!({"slicegate.dev/run-seconds": "1000"}))
+    template(slices, &json!({"slicegate.dev/run-seconds": "1000"}))
 }

@@ -36,7 +36,7 @@ async fn until_succeeded(here: &Place, name: &str) -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_plain_pod_runs_and_gives_its_slice_back() -> Result<()> {
     let here = KINDS.enter("single", vec![counted(one_a30("single"))], &[]).await?;
-    here.apply(pod("alone", template(&[("2g.12gb", 1)], json!({"slicegate.dev/run-seconds": "0.2"}))))
+    here.apply(pod("alone", template(&[("2g.12gb", 1)], &json!({"slicegate.dev/run-seconds": "0.2"}))))
         .await?;
     until_succeeded(&here, "alone").await?;
     assert_eq!(calls(&here, "single")?, (1, 0));

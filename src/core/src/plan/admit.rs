@@ -11,6 +11,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::place::selects;
 use super::{Action, Pass};
 use crate::hands::{self, Hands};
 use crate::id::{Attempt, NodeName, PodSetName, WorkloadUid};
@@ -62,18 +63,22 @@ impl Pass<'_> {
                 "The AdmissionCheck is not active; see its Active condition.",
             );
         }
+        if self.is_early(workload, reservation) {
+            return;
+        }
         if let Nodes::Awaited(check) = &workload.nodes
             && !runs
         {
             let message = format!("Waiting for AdmissionCheck {check} to bring nodes.");
             return self.tell(workload, CheckState::Pending, &message);
         }
-        if runs {
-            self.leave_lost_nodes(workload, demand);
+        let placed = if runs {
+            self.place_again(workload, &reservation.attempt, demand)
         } else {
-            self.leave_silent_nodes(workload, &reservation.attempt);
-        }
-        if let Err(obstacle) = self.place(workload, &reservation.attempt, demand) {
+            self.leave_silent_nodes(workload, &reservation.attempt, demand);
+            self.place(workload, &reservation.attempt, demand)
+        };
+        if let Err(obstacle) = placed {
             return self.turn_away(workload, reservation, passed, &obstacle.0);
         }
         if passed {
@@ -100,18 +105,28 @@ impl Pass<'_> {
         }
     }
 
-    /// Moves what waits on a node whose agent does not answer, or that is not ready, to another.
-    fn leave_silent_nodes(&mut self, workload: &Workload, attempt: &Attempt) {
+    /// Moves what waits on a node whose agent does not answer, or that is not ready, or on which its pods may not run any more
+    /// (another check has spoken, or a label or a policy has changed) to another.
+    fn leave_silent_nodes(&mut self, workload: &Workload, attempt: &Attempt, demand: &[PodSetDemand]) {
         if workload.admitted {
             return;
         }
         let occupied: BTreeSet<NodeName> =
             self.live_pods(&workload.key).filter_map(|pod| self.whereabouts(pod)).collect();
-        let unfit: BTreeSet<NodeName> =
-            self.nodes_of(&workload.key.uid).filter(|name| self.unfit.contains(*name)).cloned().collect();
-        if !unfit.is_empty() {
-            let left = |name: &NodeName| !occupied.contains(name) && unfit.contains(name);
-            self.drop_claims_of(&workload.key.uid, |name, c| left(name) && c.attempt == *attempt);
+        let theirs = |c: &Claim| c.workload.uid == workload.key.uid && c.attempt == *attempt;
+        let mut left: BTreeSet<(NodeName, PodSetName)> = BTreeSet::new();
+        for (name, book) in self.books_of(&workload.key.uid).filter(|(name, _)| !occupied.contains(*name)) {
+            let Some(node) = self.world.nodes.get(name) else { continue };
+            let leaves = |pod_set: &PodSetName| {
+                self.unfit.contains(name) || demand.iter().any(|p| p.name == *pod_set && !selects(node, p))
+            };
+            let claims = book.claims().iter().filter(|claim| theirs(claim) && leaves(&claim.pod_set));
+            left.extend(claims.map(|claim| (name.clone(), claim.pod_set.clone())));
+        }
+        for (name, pod_set) in left {
+            let Some(book) = self.books.get_mut(&name) else { continue };
+            book.drop_claims(|claim| theirs(claim) && claim.pod_set == pod_set);
+            self.note_change(&name);
         }
         if let Some(since) = self.lagging_since {
             self.recheck(since + self.limits.agent_silence);
@@ -122,7 +137,7 @@ impl Pass<'_> {
         self.give_up(workload, &reservation.attempt);
         if passed && workload.admitted {
             // Its pods are gated as long as it has no claim: nothing runs, so its quota is better given to others.
-            if self.has_live_pods(&workload.key) {
+            if self.has_live_pods(&workload.key) || !self.may_start_over(workload) {
                 self.obstacles.insert(workload.key.uid.clone(), obstacle.to_owned());
             } else {
                 self.tell(workload, CheckState::Retry, &format!("The reservation was lost. {obstacle}"));
@@ -138,16 +153,18 @@ impl Pass<'_> {
         }
     }
 
-    /// Whether a workload may be evicted for want of slices. A job that only wants to be larger may not: Kueue would end the pods
-    /// that run, and cannot start it again (0.18: its own annotations are in the way).
+    /// Whether a workload may be evicted for want of slices. A job that has been made larger may not, as long as it has what it
+    /// had before: Kueue would end the pods that run, and cannot start it again (0.18: its own annotations are in the way).
+    /// That no pod runs may be the moment between one pod and the next.
     pub(super) fn may_start_over(&self, workload: &Workload) -> bool {
-        workload.replaces.is_none() || !self.has_live_pods(&workload.key)
+        let claimed = |book: &Ledger| book.claims().iter().any(|c| c.workload.uid == workload.key.uid);
+        workload.replaces.is_none() || !self.has_live_pods(&workload.key) && !self.books.values().any(claimed)
     }
 
     /// Strikes out what a reservation has claimed, unless something may run on it. What an earlier one has left is released
     /// in its own time.
     fn give_up(&mut self, workload: &Workload, attempt: &Attempt) {
-        if !self.has_live_pods(&workload.key) {
+        if !self.has_live_pods(&workload.key) && self.may_start_over(workload) {
             self.drop_claims_of(&workload.key.uid, |_, c| c.attempt == *attempt);
         }
     }
@@ -283,7 +300,11 @@ impl Pass<'_> {
         });
         let there =
             in_use.iter().filter(|(_, hands)| passed || **hands != Hands::Leaving).count() + idle.count();
-        let taken = hands::taken(in_use.iter().map(|(_, hands)| (profile, *hands)), &mig.confirmed.claims);
+        let taken = hands::taken(
+            in_use.iter().map(|(_, hands)| (profile, *hands)),
+            &mig.confirmed.claims,
+            &self.heirs,
+        );
         let taken = taken.get(profile).copied().unwrap_or(0);
         u32::try_from(there).unwrap_or(u32::MAX).saturating_sub(taken)
     }
@@ -300,6 +321,8 @@ impl Pass<'_> {
                         && !w.admitted
                         && w.checks.iter().any(|c| c.state != CheckState::Ready)
                 });
+                // Pods of a job that is to be larger run on what they have before the whole of it is ready.
+                let waits = waits && !self.has_live_pods(&claim.workload);
                 if !waits {
                     promised.to.insert((uid.clone(), claim.attempt.clone()));
                     *promised.slices.entry((node.name.clone(), claim.profile.clone())).or_default() +=

@@ -22,7 +22,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::hands::Hands;
+use crate::hands::{Hands, Heirs};
 use crate::id::{Attempt, NodeName, PodSetName, PodUid, WorkloadKey, WorkloadUid};
 use crate::ledger::Ledger;
 use crate::node::{Claim, MigNode, Node, NodeSpec, Version};
@@ -30,7 +30,6 @@ use crate::profile::ProfileName;
 use crate::resources::Resources;
 use crate::time::Timestamp;
 use crate::workload::{CheckState, Policy, Workload};
-use inherit::Heirs;
 pub use notice::{Matter, Notice, Place, Subject};
 use offers::Offers;
 
@@ -126,6 +125,8 @@ pub struct Snapshot {
     pub confirmed: BTreeSet<(WorkloadUid, Attempt)>,
     /// What has been said already.
     pub told: BTreeSet<Notice>,
+    /// Since when each pod of [`Plan::waiting`] has been there without a break.
+    pub waiting: BTreeMap<PodUid, Timestamp>,
     /// The policies of all our AdmissionChecks; `None` for one that is missing or bad.
     pub policies: Vec<Option<Policy>>,
 }
@@ -207,6 +208,9 @@ pub struct Plan {
     pub recheck_at: Option<Timestamp>,
     /// All that is worth telling now, told already or not: of what has passed, nothing need be remembered.
     pub notices: BTreeSet<Notice>,
+    /// Pods of admitted workloads that wait though none of their workload has their place: it is to be remembered since when.
+    /// Neither their age nor that of the reservation says so, since a pod may wait long for its predecessor to end.
+    pub waiting: BTreeSet<PodUid>,
     /// Slices by profile that are in use and that no claim can count on.
     pub taken: BTreeMap<ProfileName, u32>,
 }
@@ -240,7 +244,7 @@ struct Pass<'a> {
     /// Since when the agent has not caught up that is the furthest behind.
     lagging_since: Option<Timestamp>,
     /// Workloads that others have taken over from.
-    heirs: Heirs,
+    heirs: Arc<Heirs>,
     /// The live pods of each workload.
     live: BTreeMap<WorkloadUid, Vec<&'a Pod>>,
     /// The pods of each workload that wait to be sent to a node.
@@ -258,11 +262,15 @@ struct Pass<'a> {
 
 impl<'a> Pass<'a> {
     fn open(now: Timestamp, world: &'a Snapshot, limits: &'a Limits) -> Self {
-        let heirs = inherit::heirs(world);
+        let heirs = Arc::new(inherit::heirs(world));
         let mut live: BTreeMap<WorkloadUid, Vec<&Pod>> = BTreeMap::new();
         let mut gated: BTreeMap<WorkloadUid, Vec<&Pod>> = BTreeMap::new();
         for pod in world.pods.values().filter(|pod| !pod.terminal) {
             if let Some(label) = &pod.workload {
+                // The label is anybody's to write, and only what asks for slices passes our gate.
+                if pod.live() && pod.asks_for.is_none() {
+                    continue;
+                }
                 let pods = if pod.live() { &mut live } else { &mut gated };
                 pods.entry(heirs.get(label).unwrap_or(label).clone()).or_default().push(pod);
             }
@@ -302,7 +310,7 @@ impl<'a> Pass<'a> {
                 free
             });
             let hands = pass.find_hands(&node.name, mig);
-            let mut book = Ledger::open(now, &node.name, mig, free, &hands);
+            let mut book = Ledger::open(now, &node.name, mig, free, &hands, &pass.heirs);
             pass.hands.insert(node.name.clone(), hands);
             book.remake_after_use = pass.remakes(node, mig);
             for (workload, pod_set) in claimants(&book) {

@@ -119,15 +119,7 @@ impl Pass<'_> {
     pub(super) fn admissible(&self, demand: &PodSetDemand) -> Result<Vec<NodeName>, Obstacle> {
         let managed: Vec<(&Node, &Ledger)> =
             self.books.iter().filter_map(|(name, book)| Some((self.world.nodes.get(name)?, book))).collect();
-        let selected: Vec<_> = managed
-            .into_iter()
-            .filter(|(node, _)| {
-                node.host.as_ref().is_some_and(|host| {
-                    demand.constraints.select(node.name.as_str(), &host.traits)
-                        && demand.allowed.iter().all(|a| a.select(node.name.as_str(), &host.traits))
-                })
-            })
-            .collect();
+        let selected: Vec<_> = managed.into_iter().filter(|(node, _)| selects(node, demand)).collect();
         if selected.is_empty() {
             return Err(Obstacle(format!(
                 "No node with a MIGNode matches {}, its SlicePolicy, and the node selector and affinity of pod set {}.",
@@ -231,6 +223,14 @@ impl Pass<'_> {
         }
         Some(most)
     }
+}
+
+/// Whether flavor, policies, selector and affinity of a pod set allow a node.
+pub(super) fn selects(node: &Node, demand: &PodSetDemand) -> bool {
+    node.host.as_ref().is_some_and(|host| {
+        demand.constraints.select(node.name.as_str(), &host.traits)
+            && demand.allowed.iter().all(|a| a.select(node.name.as_str(), &host.traits))
+    })
 }
 
 fn pods(count: u32) -> String {
