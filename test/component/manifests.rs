@@ -180,13 +180,14 @@ fn the_webhook_is_called_where_the_controller_answers() {
     let pods = &of_kind("config/controller", "Deployment")[0]["spec"]["template"]["metadata"]["labels"];
     assert_eq!(&service["spec"]["selector"], pods);
     // What the controller may write are just these two.
-    let rights: BTreeSet<Value> = ["Role", "ClusterRole"]
+    let rights: BTreeSet<String> = ["Role", "ClusterRole"]
         .iter()
         .flat_map(|kind| of_kind("config/webhook", kind))
         .flat_map(|role| role["rules"].as_array().cloned().unwrap_or_default())
         .flat_map(|rule| rule["resourceNames"].as_array().cloned().unwrap_or_default())
+        .map(|name| name.as_str().unwrap().to_owned())
         .collect();
-    assert_eq!(rights, BTreeSet::from([gate::keeper::SECRET.into(), names::GATE_NAME.into()]));
+    assert_eq!(rights, [gate::keeper::SECRET, names::GATE_NAME].map(String::from).into());
 }
 
 const FOLDERS: [&str; 3] = ["samples", "kueue", "config"];

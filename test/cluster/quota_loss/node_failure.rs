@@ -111,7 +111,7 @@ async fn without_another_node_the_workload_waits_for_its_hold_and_is_queued_agai
     let name = "no-other-node";
     let nodes = ["a", "b"].map(|node| half_of_an_a30(&format!("{name}-{node}")));
     let place = Watched::enter(&CLUSTER, name, nodes.into()).await?;
-    place.queue(json!({"holdSeconds": 1, "maxHoldSeconds": 600}), &[("4g.24gb", 2)]).await?;
+    place.queue(json!({"holdSeconds": 1, "maxHoldSeconds": 1}), &[("4g.24gb", 2)]).await?;
     place.submit(&impatient(&place, "job", 2)).await?;
     place.until_running("job", 2).await?;
     let _silence = silence(&place, "no-other-node-a").await?;

@@ -113,20 +113,22 @@ impl Pass<'_> {
         }
         let occupied: BTreeSet<NodeName> =
             self.live_pods(&workload.key).filter_map(|pod| self.whereabouts(pod)).collect();
-        let theirs = |c: &Claim| c.workload.uid == workload.key.uid && c.attempt == *attempt;
+        let theirs = |c: &Claim| c.attempt == *attempt;
         let mut left: BTreeSet<(NodeName, PodSetName)> = BTreeSet::new();
         for (name, book) in self.books_of(&workload.key.uid).filter(|(name, _)| !occupied.contains(*name)) {
             let Some(node) = self.world.nodes.get(name) else { continue };
             let leaves = |pod_set: &PodSetName| {
                 self.unfit.contains(name) || demand.iter().any(|p| p.name == *pod_set && !selects(node, p))
             };
-            let claims = book.claims().iter().filter(|claim| theirs(claim) && leaves(&claim.pod_set));
+            let claims = book.claims().iter();
+            let claims =
+                claims.filter(|c| c.workload.uid == workload.key.uid && theirs(c) && leaves(&c.pod_set));
             left.extend(claims.map(|claim| (name.clone(), claim.pod_set.clone())));
         }
-        for (name, pod_set) in left {
-            let Some(book) = self.books.get_mut(&name) else { continue };
-            book.drop_claims(|claim| theirs(claim) && claim.pod_set == pod_set);
-            self.note_change(&name);
+        if !left.is_empty() {
+            self.drop_claims_of(&workload.key.uid, |name, claim| {
+                theirs(claim) && left.contains(&(name.clone(), claim.pod_set.clone()))
+            });
         }
         if let Some(since) = self.lagging_since {
             self.recheck(since + self.limits.agent_silence);
@@ -252,7 +254,7 @@ impl Pass<'_> {
             let mut pods = 0;
             for node in self.nodes_of(&workload.key.uid).filter_map(|name| self.world.nodes.get(name)) {
                 let Some(mig) = &node.mig else { continue };
-                let claims = mig.confirmed.claims.iter().filter(|c| {
+                let claims = mig.lasting_claims().filter(|c| {
                     c.workload.uid == workload.key.uid
                         && c.attempt == reservation.attempt
                         && c.pod_set == pod_set.name

@@ -85,9 +85,7 @@ impl<'a> Pass<'a> {
             node.host.as_ref().filter(|host| host.ready)?;
             let mig = node.mig.as_ref()?;
             let claimed = mig
-                .confirmed
-                .claims
-                .iter()
+                .lasting_claims()
                 .filter(|c| {
                     c.workload.uid == workload.key.uid
                         && c.attempt == reservation.attempt
