@@ -116,7 +116,7 @@ pub fn is_awaited(before: Option<&MIGNodeStatus>, after: &MIGNodeStatus) -> bool
         });
         let odd = |s: &SliceStatus| (s.process, s.restart_pod, s.message.clone());
         match slice.state {
-            ApiState::Idle | ApiState::Failed => known != Some(slice),
+            ApiState::Idle | ApiState::Failed | ApiState::Unknown => known != Some(slice),
             ApiState::Creating | ApiState::InUse | ApiState::Draining => {
                 odd(slice) != known.map(odd).unwrap_or_default()
             }
