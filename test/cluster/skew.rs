@@ -8,6 +8,7 @@ use kube::core::DynamicObject;
 use kube::{Api, ResourceExt};
 use serde_json::{Value, json};
 use slicegate::api::MIGNode;
+use slicegate::api::kueue::CheckState;
 use slicegate_rig::operator::GpuNode;
 
 use crate::support::{World, job};
@@ -65,7 +66,8 @@ fn condition() -> Result<Condition> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_controller_places_beside_what_a_later_agent_reports_and_takes_none_of_it_for_free() -> Result<()> {
+async fn a_controller_works_with_a_later_agent_and_takes_nothing_that_it_does_not_know_for_usable()
+-> Result<()> {
     let world = World::with(vec![GpuNode::a30("gpu-a30")]).await?;
     // Nodes without an agent of today's.
     world.rig.add_nodes(&[GpuNode::a30("gpu-of-0-1").node, GpuNode::a100(LATER).node]).await?;
@@ -102,13 +104,19 @@ async fn a_controller_places_beside_what_a_later_agent_reports_and_takes_none_of
         })
         .await?;
     world.submit(&job("default", "beside", 1, &[("1g.10gb", 1)], "0.2")).await?;
-    let spec = world
-        .until("it is placed on the node of the later agent", || async {
-            Ok(Some(world.mig_node(LATER).await?.spec).filter(|spec| !spec.claims.is_empty()))
-        })
+    world
+        .until(
+            "it is placed on the node of the later agent, and waits for slices that are known to be usable",
+            || async {
+                let told = world.check("default", "beside").await?;
+                let claimed = !world.mig_node(LATER).await?.spec.claims.is_empty();
+                Ok(claimed
+                    && told.is_some_and(|(state, message)| {
+                        state == CheckState::Pending && message.starts_with("Slices reserved on gpu-later")
+                    }))
+            },
+        )
         .await?;
-    let places: Vec<u8> = spec.gpus.iter().flat_map(|gpu| &gpu.slices).map(|slice| slice.start).collect();
-    assert!(!places.is_empty() && places.iter().all(|start| *start > 1), "{places:?} of what is taken");
     let kept = world.mig_node(LATER).await?;
     assert_eq!(kept.annotations().get("slicegate.dev/controller-version").map(String::as_str), Some("0.1.0"));
     let status = untyped(&world).get(LATER).await?.data["status"].clone();
