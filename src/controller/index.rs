@@ -14,7 +14,7 @@ use slicegate_core::node::{self, NodeSpec};
 use slicegate_core::plan::{Notice, Snapshot};
 use slicegate_core::resources::Resources;
 use slicegate_core::time::Timestamp;
-use slicegate_core::workload::{CheckState, Workload};
+use slicegate_core::workload::{CheckState, Demand, Workload};
 
 use super::checks::{self, Book};
 use super::gate::presence::Presence;
@@ -239,6 +239,7 @@ impl Index {
                 self.synced.insert("gate");
             }
             Update::Queue(change) => {
+                let before = self.queues.clone();
                 self.spread(
                     "ClusterQueue",
                     change,
@@ -249,7 +250,10 @@ impl Index {
                         s.queues.remove(&q.name_any());
                     },
                 );
-                self.convert_workloads();
+                // Kueue counts in its status all the time.
+                if self.queues != before {
+                    self.convert_workloads();
+                }
             }
         }
     }
@@ -548,6 +552,13 @@ impl Index {
         self.snapshot.told.retain(|notice| notices.contains(notice));
     }
 
+    /// Remembers since when pods have been waiting for what they should have.
+    pub fn note_waiting(&mut self, now: Timestamp, waiting: BTreeSet<PodUid>) {
+        let before = std::mem::take(&mut self.snapshot.waiting);
+        let since = |uid: &PodUid| before.get(uid).copied().unwrap_or(now);
+        self.snapshot.waiting = waiting.into_iter().map(|uid| (uid.clone(), since(&uid))).collect();
+    }
+
     /// The MIGNodes that do not bear this version of the controller, or no term, with their resourceVersions.
     pub fn without_mark(&self, version: &str) -> Vec<(NodeName, String)> {
         let unmarked = |entry: &&MigEntry| {
@@ -572,29 +583,52 @@ impl Index {
     /// What a former leader may have decided to write on other grounds than the state of the object itself.
     pub fn exposed(&self) -> Vec<Exposed> {
         let nodes = self.migs.keys().cloned().map(Exposed::Node);
-        let passed = |uid: &WorkloadUid| self.snapshot.workloads.get(uid).is_some_and(Workload::passed);
+        // A pod may bear the uid of a workload that is gone, whose heir it belongs to.
+        let passed = |uid: &WorkloadUid| self.snapshot.workloads.get(uid).is_none_or(Workload::passed);
         let pods = self.snapshot.pods.iter().filter(|(_, pod)| pod.gated && !pod.terminal && !pod.deleting);
         let pods = pods.filter(|(_, pod)| pod.workload.as_ref().is_some_and(passed));
         let claimants: BTreeSet<&WorkloadUid> =
             self.migs.values().flat_map(|entry| &entry.claimants).collect();
-        let waiting = |w: &Workload| w.open().is_some() && !w.passed();
-        let workloads =
-            claimants.into_iter().filter(|uid| self.snapshot.workloads.get(*uid).is_some_and(waiting));
+        let mut running: BTreeMap<&WorkloadUid, u32> = BTreeMap::new();
+        let mut waiting: BTreeSet<&WorkloadUid> = BTreeSet::new();
+        for pod in self.snapshot.pods.values().filter(|pod| !pod.terminal) {
+            let Some(uid) = &pod.workload else { continue };
+            if pod.gated {
+                waiting.insert(uid);
+            } else {
+                *running.entry(uid).or_default() += 1;
+            }
+        }
+        // One whose pods all run is left alone: nothing is decided about it.
+        let workloads = self.snapshot.workloads.iter().filter(|(uid, workload)| {
+            let Some(reservation) = workload.open() else { return false };
+            if !workload.passed() {
+                return claimants.contains(uid);
+            }
+            let Demand::Slices(demand) = &reservation.demand else { return true };
+            let pods: u32 = demand.iter().map(|pod_set| pod_set.pods).sum();
+            waiting.contains(uid) || running.get(uid).copied().unwrap_or(0) < pods
+        });
         let pods = pods.map(|(uid, _)| Exposed::Pod(uid.clone()));
-        nodes.chain(pods).chain(workloads.cloned().map(Exposed::Workload)).collect()
+        nodes.chain(pods).chain(workloads.map(|(uid, _)| Exposed::Workload(uid.clone()))).collect()
     }
 
-    /// A Workload's key and version, and our entry in it that waits as it is, with a later time: the only field that can change
-    /// and say nothing new to anybody.
+    /// A Workload's key and version, and our entry in it as it is, with a later time: the only field that can change and say
+    /// nothing new to anybody. `None` where nothing is decided before Kueue has reset the check.
     pub fn renewed_entry(&self, uid: &WorkloadUid) -> Option<(WorkloadKey, String, CheckEntry)> {
         let (workload, object) = (self.snapshot.workloads.get(uid)?, self.workloads.get(uid)?);
-        let check = workload.checks.iter().find(|check| check.state == CheckState::Pending)?;
+        let open = |state| matches!(state, CheckState::Pending | CheckState::Ready);
+        let check = workload.checks.iter().find(|check| open(check.state))?;
         let entries = &object.status.as_ref()?.admission_checks;
         let entry = entries.iter().find(|entry| entry.name == check.name)?;
         // The API server keeps whole seconds.
         let later = timestamp(&entry.last_transition_time) + Duration::from_secs(1);
         let (name, message) = (check.name.clone(), check.message.clone());
-        let entry = CheckEntry::new(name, check.state, message, time(later.max(now())), &[]);
+        let label = |u: &kueue::PodSetUpdate| {
+            Some((PodSetName::from(u.name.as_str()), u.labels.get(names::WORKLOAD_LABEL)?.as_str().into()))
+        };
+        let label: Vec<(PodSetName, WorkloadUid)> = entry.pod_set_updates.iter().filter_map(label).collect();
+        let entry = CheckEntry::new(name, check.state, message, time(later.max(now())), &label);
         Some((workload.key.clone(), workload.version.clone(), entry))
     }
 

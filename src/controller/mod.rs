@@ -29,7 +29,7 @@ use slicegate_core::plan::{Action, Limits, Notice, plan};
 use slicegate_core::profile::ProfileName;
 use slicegate_core::workload::CheckState;
 use tokio::sync::{Semaphore, mpsc, watch};
-use tokio::time::sleep;
+use tokio::time::{sleep, sleep_until};
 use tracing::{debug, info, warn};
 
 use crate::api::convert::{now, time};
@@ -43,10 +43,16 @@ use writer::{CheckEntry, Outcome, Writer};
 
 /// Writes under way at the same time, over all objects.
 const CONCURRENT_WRITES: usize = 64;
+/// How long the API server may still be at work on a call that nobody waits for any more (`--request-timeout`, its default).
+const STRAY: Duration = Duration::from_mins(1);
 /// What MIGNodes are marked with, for agents to compare with their own.
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 /// Messages taken in before the next decision, so that a flood of events does not keep decisions from being made.
 const BATCH: usize = 4096;
+
+/// After a decision as much time is left to gather events as it took, but no more than this: events do not wait long, and
+/// decisions take no more than half of a processor.
+const LONGEST_REST: Duration = Duration::from_millis(50);
 
 /// Arguments of `slicegate controller`.
 #[derive(Clone, Debug, clap::Args)]
@@ -161,6 +167,7 @@ pub async fn run(
         in_flight: 0,
         hold: lease.hold(),
         takeover: Takeover::default(),
+        unanswered: None,
     };
     let roles = lease.roles();
     let at_rest = tokio::select! {
@@ -173,7 +180,7 @@ pub async fn run(
         lease.release().await;
     } else {
         warn!(
-            "writes are still under way, so the lease is not released; another replica takes over when it has expired"
+            "writes may still be under way, so the lease is not released; another replica takes over when it has expired"
         );
     }
     Ok(())
@@ -242,6 +249,8 @@ struct Controller {
     in_flight: usize,
     hold: Hold,
     takeover: Takeover,
+    /// When the last write came to nobody knows what.
+    unanswered: Option<Instant>,
 }
 
 impl Controller {
@@ -256,6 +265,7 @@ impl Controller {
     ) -> bool {
         let mut shutdown = pin!(shutdown);
         let mut recheck: Option<Duration> = None;
+        let mut rested = Instant::now();
         loop {
             tokio::select! {
                 () = &mut shutdown => break,
@@ -270,6 +280,8 @@ impl Controller {
                 },
                 () = async { sleep(recheck.unwrap_or_default()).await }, if recheck.is_some() => {}
             }
+            // A decision goes over the whole world, so in a flood of events each is to be about many of them.
+            sleep_until(rested.into()).await;
             for _ in 0..BATCH {
                 if let Ok(message) = inbox.try_recv() {
                     self.take_in(message);
@@ -288,7 +300,9 @@ impl Controller {
                     info!("caches are complete");
                     ready.set();
                 }
+                let begun = Instant::now();
                 recheck = self.proceed(&role);
+                rested = Instant::now() + begun.elapsed().min(LONGEST_REST);
             } else {
                 ready.waiting_for(self.index.waiting_for());
             }
@@ -303,7 +317,7 @@ impl Controller {
         if self.hold.is_ours() && self.take_over(term, *clean) { self.step(term) } else { None }
     }
 
-    /// Lets the writes that are under way end, so that nothing is half known at the next start.
+    /// Lets the writes that are under way end, so that nothing is half known at the next start. True if they all have.
     async fn finish(mut self, mut inbox: mpsc::UnboundedReceiver<Message>) -> bool {
         let all = async {
             while self.in_flight > 0 {
@@ -313,7 +327,8 @@ impl Controller {
                 }
             }
         };
-        tokio::time::timeout(Duration::from_secs(5), all).await.is_ok()
+        let ended = tokio::time::timeout(Duration::from_secs(5), all).await.is_ok();
+        ended && self.unanswered.is_none_or(|then| then.elapsed() > STRAY)
     }
 
     fn take_in(&mut self, message: Message) {
@@ -326,6 +341,9 @@ impl Controller {
 
     fn take_in_done(&mut self, done: Done) {
         self.in_flight -= 1;
+        if done.outcome == Outcome::Unanswered {
+            self.unanswered = Some(Instant::now());
+        }
         if let Some(update) = done.update {
             self.index.apply_answer(now(), update);
         }
@@ -396,6 +414,7 @@ impl Controller {
         let plan = plan(now, self.index.snapshot(), &self.limits);
         timer.observe_duration();
         self.index.retain_told(&plan.notices);
+        self.index.note_waiting(now, plan.waiting);
         if self.taken != plan.taken {
             self.metrics.taken(&plan.taken, &self.taken);
             self.taken = plan.taken;

@@ -1,19 +1,27 @@
 //! What a new leader does before it decides anything, so that nothing decided in another term can come true in its own.
 //!
-//! A leader that was stopped, or cut off, may have sent a write, or be about to send one, when it is replaced. Such a write
-//! carries its precondition; most of them are right whenever the precondition holds. These are not, since they rest on
-//! another object than the one they change:
+//! A leader that was stopped, or cut off, may have sent a write, or be about to send one, when it is replaced. Each write carries
+//! its precondition:
 //!
-//! | write | rests on | object that has to change first |
+//! | write | precondition | comes late |
 //! |---|---|---|
-//! | a MIGNode's `spec` | the workload's claims on other nodes, its right to them | the MIGNode: annotation `slicegate.dev/term` |
-//! | Ready | the workload's claims and their slices | the Workload: transition time of our Pending entry |
-//! | a pod pinned and released | the workload's claim on that node | the pod: annotation `slicegate.dev/term` |
+//! | a MIGNode's `spec` | uid, generation, term | rests on claims elsewhere and on the workload's right: **fenced off** |
+//! | a MIGNode's marks | resourceVersion | refused, since the new leader has marked it |
+//! | deletion of a MIGNode | uid, resourceVersion | refused likewise |
+//! | Ready, Pending, Retry | uid, resourceVersion | rests on claims, slices and pods: **fenced off** |
+//! | Rejected; Pending after a loss of quota | uid, resourceVersion | right as long as the Workload is as it was |
+//! | a pod pinned and released | uid, resourceVersion | rests on a claim: **fenced off** |
+//! | deletion of a pod | uid, resourceVersion | the pod cannot go on, whoever says so |
+//! | `Active` of an AdmissionCheck | resourceVersion | refused if it was written since, otherwise put right at once |
+//! | an Event | none | tells what was the case |
+//! | the Lease | resourceVersion | refused, since the new leader has written it |
 //!
-//! So the new leader changes each of those objects once, with a precondition itself, and learns from the answer what it is
-//! like. From then on what comes late is refused by the API server, for it expects the object as it was. A leader cannot
-//! have decided on what it was changed to: it looks at its lease after it has taken in what it decides on
-//! ([`super::Controller::proceed`]), and by then its lease has expired.
+//! What is to be fenced off, the new leader changes once, with a precondition itself: it marks each MIGNode and each gated pod of
+//! a workload that has passed with its term (`slicegate.dev/term`), and gives our entry in each Workload that waits for
+//! slices, or for pods to run, a later time. It learns from the answers what they are like. From then on what comes late is
+//! refused by the API server, for it expects the object as it was. A leader cannot have decided on what it was changed to: it
+//! looks at its lease after it has taken in what it decides on ([`super::Controller::proceed`]), and by then its lease has
+//! expired.
 //!
 //! After an orderly release there is nothing to fence off: the lease is released only when nothing is under way.
 //!
@@ -36,7 +44,7 @@ pub enum Exposed {
     Node(NodeName),
     /// A gated pod of a workload that has passed our check.
     Pod(PodUid),
-    /// A Workload that has claims and waits for Ready.
+    /// A Workload that waits for slices, or for pods to run.
     Workload(WorkloadUid),
 }
 

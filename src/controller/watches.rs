@@ -20,7 +20,9 @@ where
 {
     let kind = K::kind(&());
     let api: Api<DeserializeGuard<K>> = Api::all(client);
-    let stream = watcher(api, watcher::Config::default().any_semantic()).default_backoff();
+    // A consistent list: from a watch cache that is behind, pods would be missing that a controller before this one sent, and
+    // claims that they run on would count as surplus.
+    let stream = watcher(api, watcher::Config::default()).default_backoff();
     let mut events = std::pin::pin!(stream);
     let mut listed: Vec<K> = Vec::new();
     loop {

@@ -33,8 +33,10 @@ pub enum Outcome {
     Written,
     /// The object had changed.
     Conflict,
-    /// The API server would not, or could not.
+    /// The API server would not.
     Failed,
+    /// Nobody knows: it may have been done, or still be done.
+    Unanswered,
 }
 
 impl Outcome {
@@ -44,6 +46,7 @@ impl Outcome {
             Self::Written => "written",
             Self::Conflict => "conflict",
             Self::Failed => "failed",
+            Self::Unanswered => "unanswered",
         }
     }
 }
@@ -112,6 +115,7 @@ impl Writer {
         check: CheckEntry,
     ) -> (Outcome, Option<Update>) {
         let api: Api<kueue::Workload> = Api::namespaced(self.client.clone(), &workload.namespace);
+        let manager = names::check_manager(&check.name);
         let body = WorkloadPatch {
             api_version: "kueue.x-k8s.io/v1beta2",
             kind: "Workload",
@@ -124,7 +128,8 @@ impl Writer {
             status: WorkloadStatusPatch { admission_checks: [check] },
         };
         // Kueue owns the entry, too: it makes it, and rewrites it at each reservation.
-        let result = api.patch_status(&workload.name, &params().force(), &Patch::Apply(&body)).await;
+        let params = PatchParams::apply(&manager).force();
+        let result = api.patch_status(&workload.name, &params, &Patch::Apply(&body)).await;
         let unchanged = |object: &kueue::Workload| object.resource_version().as_deref() == Some(expect);
         self.finish("admission check", &workload.to_string(), result, &api, Update::Workload, unchanged).await
     }
@@ -320,7 +325,8 @@ impl Writer {
         // precondition still holds.
         if !matches!(code, 404 | 409 | 422) {
             self.complain(what, name, &error).await;
-            return (Outcome::Failed, None);
+            let outcome = if (400..500).contains(&code) { Outcome::Failed } else { Outcome::Unanswered };
+            return (outcome, None);
         }
         let bare = name.rsplit('/').next().unwrap_or(name);
         match api.get_opt(bare).await {

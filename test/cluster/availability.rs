@@ -228,7 +228,8 @@ async fn leaders_that_are_frozen_under_load_do_no_harm_when_they_wake_up() -> Re
 /// What a leader can have decided before it was frozen, to be sent after it has woken up.
 struct Decided {
     node: (NodeName, Version, String),
-    workload: (WorkloadKey, String),
+    waiting: (WorkloadKey, String),
+    passed: (WorkloadKey, String),
     pod: (PodKey, String),
     active: slicegate::controller::checks::Verdict,
 }
@@ -238,11 +239,14 @@ impl Decided {
         let node = world.mig_node("gpu-a30").await?;
         let version = mig::from_api(&node, None).version;
         let term = node.annotations().get(names::TERM).cloned().context("a term")?;
-        let workload = world.workload_of("default", "waiting").await?.context("a Workload")?;
-        let key = WorkloadKey {
-            namespace: "default".into(),
-            name: workload.name_any().into(),
-            uid: workload.uid().context("uid")?.into(),
+        let workload = async |owner: &str| {
+            let workload = world.workload_of("default", owner).await?.context("a Workload")?;
+            let key = WorkloadKey {
+                namespace: "default".into(),
+                name: workload.name_any().into(),
+                uid: workload.uid().context("uid")?.into(),
+            };
+            anyhow::Ok((key, workload.resource_version().context("version")?))
         };
         let pod = world.api::<Pod>("default").get("surplus").await?;
         let pod_key = PodKey {
@@ -253,7 +257,8 @@ impl Decided {
         let check: kueue::AdmissionCheck = Api::all(world.client.clone()).get("slicegate").await?;
         Ok(Self {
             node: ("gpu-a30".into(), version, term),
-            workload: (key, workload.resource_version().context("version")?),
+            waiting: workload("waiting").await?,
+            passed: workload("passed").await?,
             pod: (pod_key, pod.resource_version().context("version")?),
             active: slicegate::controller::checks::Verdict {
                 check: "slicegate".to_owned(),
@@ -269,22 +274,19 @@ impl Decided {
     /// The outcome of each write that rests on other objects than the one that it changes.
     async fn send(&self, writer: &Writer) -> Vec<(&'static str, Outcome)> {
         let (node, version, term) = &self.node;
-        let (workload, expect) = &self.workload;
         let since = slicegate::api::convert::time(slicegate::api::convert::now());
-        let ready = CheckEntry::new(
-            "slicegate".to_owned(),
-            CheckState::Ready,
-            "Slices reserved and ready.".to_owned(),
-            since,
-            &[("main".into(), workload.uid.clone())],
-        );
+        let check = async |(workload, expect): &(WorkloadKey, String), state: CheckState| {
+            let (name, message) = ("slicegate".to_owned(), "said late".to_owned());
+            let label = [("main".into(), workload.uid.clone())];
+            let entry = CheckEntry::new(name, state, message, since.clone(), &label);
+            writer.set_check(workload, expect, entry).await.0
+        };
+        let nothing = slicegate_core::node::NodeSpec::default();
         vec![
-            (
-                "spec",
-                writer.write_spec(node, version, term, &slicegate_core::node::NodeSpec::default()).await.0,
-            ),
-            ("check", writer.set_check(workload, expect, ready).await.0),
+            ("spec", writer.write_spec(node, version, term, &nothing).await.0),
             ("pod", writer.steer(&self.pod.0, &self.pod.1, "gpu-a30").await.0),
+            ("Ready", check(&self.waiting, CheckState::Ready).await),
+            ("Retry", check(&self.passed, CheckState::Retry).await),
         ]
     }
 }
@@ -336,7 +338,7 @@ async fn whatever_a_former_leader_still_sends_is_refused_though_nothing_else_has
 
     let kubeconfig = world.operator.controller_kubeconfig(&world.rig).await?;
     let writer = Writer::new(world.rig.client_of(&kubeconfig).await?);
-    let refused = ["spec", "check", "pod"].map(|what| (what, Outcome::Conflict));
+    let refused = ["spec", "pod", "Ready", "Retry"].map(|what| (what, Outcome::Conflict));
     assert_eq!(decided.send(&writer).await, refused);
     let (state, _) = world.check("default", "waiting").await?.context("a check")?;
     assert_eq!(state, kueue::CheckState::Pending);
@@ -346,7 +348,7 @@ async fn whatever_a_former_leader_still_sends_is_refused_though_nothing_else_has
     // Had nobody taken over, the same would have been done: it is the takeover that makes it void.
     controller.signal(Signal::STOP);
     let decided = Decided::now(&world).await?;
-    let done = ["spec", "check", "pod"].map(|what| (what, Outcome::Written));
+    let done = ["spec", "pod", "Ready", "Retry"].map(|what| (what, Outcome::Written));
     assert_eq!(decided.send(&writer).await, done);
     assert_eq!(
         writer

@@ -7,13 +7,13 @@ use std::sync::{Arc, Mutex};
 
 use anyhow::Result;
 use futures::{StreamExt, stream};
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::api::ListParams;
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client, ResourceExt};
 use nvml_sim::{Instance, StateDir};
 use slicegate::api::MIGNode;
-use slicegate_rig::Rig;
+use slicegate_rig::{Rig, schedulable};
 use tokio::task::JoinHandle;
 
 use crate::support::World;
@@ -137,24 +137,29 @@ impl Judge {
             }
         }
         // A pod that was there before and after GPUs and claims were read was there when they were read.
-        let (mut held, mut entitled) = (Counts::new(), Counts::new());
+        let (mut held, mut staying) = (Counts::new(), Counts::new());
         for (_, holder) in before.iter().filter(|(uid, _)| after.contains_key(*uid)) {
             for (place, count) in &holder.slices {
                 *held.entry(place.clone()).or_default() += count;
-                // Of one that is on its way out, a node that is lost may take the claim along.
                 if !holder.deleting {
-                    *entitled.entry(place.clone()).or_default() += count;
+                    *staying.entry(place.clone()).or_default() += count;
                 }
             }
         }
-        for ((node, profile), count) in held {
+        for ((node, profile), count) in &held {
+            let (node, profile, count) = (node.clone(), profile.clone(), *count);
             let there =
                 instances.get(&node).map_or(0, |all| all.iter().filter(|i| i.profile == profile).count());
             if count > there {
                 violations.push(format!("{node}: pods hold {count} × {profile}, but there are {there}"));
             }
         }
-        for ((node, profile), count) in entitled {
+        for (place, mut count) in held {
+            // Of one that is on its way out, a node that is lost may take the claim along.
+            if self.is_lost(&place.0).await? {
+                count = staying.get(&place).copied().unwrap_or(0);
+            }
+            let (node, profile) = place;
             let claims = nodes.iter().filter(|n| n.name_any() == node).flat_map(|n| &n.spec.claims);
             let claimed: u32 = claims.filter(|c| c.profile == profile).map(|c| c.slices).sum();
             if count > usize::try_from(claimed)? {
@@ -162,6 +167,12 @@ impl Judge {
             }
         }
         Ok(violations)
+    }
+
+    /// Whether nobody will ever say what became of the pods of a node.
+    async fn is_lost(&self, node: &str) -> Result<bool> {
+        let node = Api::<Node>::all(self.client.clone()).get_opt(node).await?;
+        Ok(node.is_none_or(|node| !schedulable(&node)))
     }
 
     fn instances(&self) -> Result<BTreeMap<String, Vec<Instance>>> {

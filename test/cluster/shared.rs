@@ -21,11 +21,13 @@ use crate::support::World;
 
 /// How long a cluster waits for the next test of its group.
 const LINGER: Duration = Duration::from_secs(5);
-const TEST_LABEL: &str = "slicegate.dev/test";
+/// Label of the nodes of a test, with its namespace.
+pub const TEST_LABEL: &str = "slicegate.dev/test";
 
 /// Tests that share a cluster. It comes up for the first of them and ends after the last.
 pub struct Group {
     frameworks: &'static [Framework],
+    options: fn(Options) -> Options,
     starting: tokio::sync::Mutex<()>,
     state: Mutex<State>,
     changed: Condvar,
@@ -47,8 +49,14 @@ struct Cluster {
 impl Group {
     /// A group on a cluster that has these kinds of job.
     pub const fn new(frameworks: &'static [Framework]) -> Self {
+        Self::with(frameworks, |options| options)
+    }
+
+    /// The same, with the cluster changed otherwise.
+    pub const fn with(frameworks: &'static [Framework], options: fn(Options) -> Options) -> Self {
         Self {
             frameworks,
+            options,
             starting: tokio::sync::Mutex::const_new(()),
             state: Mutex::new(State { cluster: None, tests: 0, failed: false }),
             changed: Condvar::new(),
@@ -81,7 +89,7 @@ impl Group {
         };
         let cluster = match known {
             Some(cluster) => cluster,
-            None => match Cluster::up(self.frameworks).await {
+            None => match Cluster::up(self.options()?).await {
                 Ok(cluster) => self.state().cluster.insert(Arc::new(cluster)).clone(),
                 Err(error) => {
                     self.state().tests -= 1;
@@ -90,6 +98,11 @@ impl Group {
             },
         };
         Ok(Seat { group: self, cluster })
+    }
+
+    fn options(&self) -> Result<Options> {
+        let options = (self.options)(Options::temporary()?);
+        Ok(self.frameworks.iter().fold(options, |options, framework| options.framework(*framework)))
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -115,8 +128,7 @@ impl Group {
 }
 
 impl Cluster {
-    async fn up(frameworks: &[Framework]) -> Result<Self> {
-        let options = frameworks.iter().fold(Options::temporary()?, |options, f| options.framework(*f));
+    async fn up(options: Options) -> Result<Self> {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
         let up = runtime.spawn(async {
             let world = World::as_wanted(options, Vec::new()).await?;
@@ -241,6 +253,16 @@ impl Place {
             Ok(self.claims().await?.is_empty() && self.held().await?.is_empty())
         })
         .await?;
+        self.end().await
+    }
+
+    /// Leaves though something is claimed or held, and deletes it all.
+    pub async fn abandon(self) -> Result<()> {
+        self.rig().kubectl(["delete", "namespace", &self.namespace, "--wait=false"]).await?;
+        self.end().await
+    }
+
+    async fn end(self) -> Result<()> {
         let violations = self.world.rig.cluster.checker.violations();
         assert!(violations.is_empty(), "{} violations:\n{}", violations.len(), violations.join("\n"));
         for node in &self.nodes {

@@ -190,6 +190,7 @@ fn uncovered(schema: &Value, values: &[&Value], path: &str, missing: &mut Vec<St
 
 #[test]
 fn a_mig_node_of_version_0_1_means_what_it_meant() {
+    use SliceState::{Creating, Draining, Failed, Idle, InUse};
     let object: MIGNode = read(&fixture("v0.1", "mignode.yaml"));
     let seen = mig::from_api(&object, None);
     assert!(seen.ready && seen.spec.remake_after_use);
@@ -212,7 +213,6 @@ fn a_mig_node_of_version_0_1_means_what_it_meant() {
     assert_eq!((hold.gpu.as_str(), hold.start, hold.size, hold.until.0), ("GPU-2", 0, 8, 1_795_514_700_000));
 
     let states: Vec<SliceState> = seen.slices.iter().map(|s| s.state).collect();
-    use SliceState::{Creating, Draining, Failed, Idle, InUse};
     assert_eq!(states, [InUse, InUse, Idle, Creating, Draining, Failed]);
     let pod = Holder::Pod { namespace: "team".into(), name: "job-train-x7k2p".into() };
     assert_eq!(seen.slices[0].holder, Some(pod));

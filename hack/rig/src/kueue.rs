@@ -3,7 +3,7 @@
 use std::fs;
 
 use anyhow::{Context, Result};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::certs::write_private;
 use crate::control_plane::{BURST, Layout, QPS};
@@ -15,15 +15,16 @@ use crate::ready::Health;
 /// Namespaces whose workloads Kueue leaves alone.
 const UNMANAGED: [&str; 3] = ["kube-system", "kueue-system", "slicegate-system"];
 
-/// Kueue's own configuration.
+/// Kueue's own configuration, changed by a JSON merge patch.
 pub fn config(
     layout: &Layout<'_>,
     ports: &Ports,
     frameworks: impl IntoIterator<Item = Framework>,
+    patch: &Value,
 ) -> Result<String> {
     let mut integrations = vec!["batch/job", "pod", "deployment", "statefulset"];
     integrations.extend(frameworks.into_iter().map(Framework::integration));
-    let config = json!({
+    let mut config = json!({
         "apiVersion": "config.kueue.x-k8s.io/v1beta2",
         "kind": "Configuration",
         "namespace": "kueue-system",
@@ -50,6 +51,7 @@ pub fn config(
         ]},
         "featureGates": {"VisibilityOnDemand": false},
     });
+    json_patch::merge(&mut config, patch);
     Ok(serde_json::to_string_pretty(&config)?)
 }
 

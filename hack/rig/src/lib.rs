@@ -57,7 +57,7 @@ pub mod wait;
 
 pub use frameworks::Framework;
 pub use image::Image;
-pub use nodes::NodeSpec;
+pub use nodes::{NodeSpec, schedulable};
 pub use options::Options;
 pub use other_plugin::OtherPlugin;
 pub use ports::free_port;

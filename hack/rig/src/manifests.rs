@@ -43,6 +43,15 @@ pub async fn render(kubectl: &Path, folder: &Path) -> Result<Vec<Value>> {
     parse(&yaml)
 }
 
+/// Reads a file, or renders a kustomize folder.
+pub async fn read(kubectl: &Path, path: &Path) -> Result<Vec<Value>> {
+    if path.is_dir() {
+        return render(kubectl, path).await;
+    }
+    parse(&std::fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?)
+        .with_context(|| format!("read {}", path.display()))
+}
+
 /// Applies objects: definitions first (and waits until they are served), namespaces second, the rest in the order
 /// given, at most `parallel` at a time.
 pub async fn apply(client: &kube::Client, objects: Vec<Value>, parallel: usize) -> Result<()> {

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::Result;
+use serde_json::{Value, json};
 
 use crate::frameworks::Framework;
 use crate::process::{Lifetime, ProcessId};
@@ -22,8 +23,14 @@ pub struct Options {
     pub remove_dir: bool,
     /// Whether each step is reported on stderr.
     pub progress: bool,
+    /// Whether etcd and the API server are all there is: nobody but the test changes anything.
+    pub bare: bool,
     /// Further command-line arguments by part, for example `kube-apiserver`: `--runtime-config=api/all=true`.
     pub extra_args: BTreeMap<String, Vec<String>>,
+    /// What Kueue's configuration has beside or instead of the rig's own: a JSON merge patch (RFC 7396).
+    pub kueue: Value,
+    /// Manifests that are there before Kueue starts, as Go module and path in it: it looks for the APIs of others only then.
+    pub manifests: Vec<(String, String)>,
     /// Kinds of job that Kubernetes does not come with; each costs a process.
     pub frameworks: BTreeSet<Framework>,
 }
@@ -54,9 +61,19 @@ impl Options {
             lifetime,
             remove_dir: false,
             progress: true,
+            bare: false,
             extra_args: BTreeMap::new(),
+            kueue: json!({}),
+            manifests: Vec::new(),
             frameworks: BTreeSet::new(),
         }
+    }
+
+    /// Leaves out all parts but etcd and the API server.
+    #[must_use]
+    pub fn bare(mut self) -> Self {
+        self.bare = true;
+        self
     }
 
     /// Adds a command-line argument to a part: `etcd`, `kube-apiserver`, `kube-controller-manager`,
@@ -64,6 +81,20 @@ impl Options {
     #[must_use]
     pub fn extra_arg(mut self, part: &str, arg: impl Into<String>) -> Self {
         self.extra_args.entry(part.to_owned()).or_default().push(arg.into());
+        self
+    }
+
+    /// Changes Kueue's configuration by a JSON merge patch.
+    #[must_use]
+    pub fn kueue(mut self, patch: &Value) -> Self {
+        json_patch::merge(&mut self.kueue, patch);
+        self
+    }
+
+    /// Applies a file or kustomize folder of a Go module before Kueue starts.
+    #[must_use]
+    pub fn manifest(mut self, module: &str, path: &str) -> Self {
+        self.manifests.push((module.to_owned(), path.to_owned()));
         self
     }
 

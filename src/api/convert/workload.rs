@@ -140,11 +140,13 @@ fn demand(
             Err(error) => return Demand::Invalid(format!("Pod set {}: {error}", pod_set.name)),
         };
         let assignment = admission.pod_set_assignments.iter().find(|a| a.name == pod_set.name);
-        // Fewer than asked for when admission was partial, fewer than admitted when the job has been scaled down since.
-        let admitted = assignment.and_then(|a| a.count).map_or(pod_set.count, |n| n.min(pod_set.count));
-        if slices.is_empty() || admitted <= 0 {
+        // Fewer than asked for when admission was partial, fewer than admitted when the job has been scaled down since: to none,
+        // perhaps, and then it has everything to give back.
+        let given = assignment.and_then(|a| a.count).unwrap_or(pod_set.count);
+        if slices.is_empty() || given <= 0 {
             continue;
         }
+        let admitted = given.min(pod_set.count);
         let done = status.reclaimable_pods.iter().find(|r| r.name == pod_set.name).map_or(0, |r| r.count);
         let assigned: BTreeSet<&String> = assignment.iter().flat_map(|a| a.flavors.values()).collect();
         let mut constraints = constraints(&spec);
@@ -253,6 +255,11 @@ mod tests {
     /// The Workload of this status, around which are checks `mig` and `other` of ours, `prov` of the ProvisioningRequest
     /// controller, flavors `a` and `b`, and ClusterQueue `gpus`, which asks `other` about flavor `b` only.
     fn read(annotations: &str, status: &str) -> Workload {
+        read_sized(3, annotations, status)
+    }
+
+    /// As [`read`], of a job of so many pods.
+    fn read_sized(pods: i32, annotations: &str, status: &str) -> Workload {
         let object: kueue::Workload = serde_saphyr::from_str(&format!(
             r"
 apiVersion: kueue.x-k8s.io/v1beta2
@@ -267,7 +274,7 @@ metadata:
 spec:
   podSets:
   - name: main
-    count: 3
+    count: {pods}
     template: {{metadata: {{labels: {{slicegate.dev/workload: u1}}}}, spec: {{containers: [{{name: c, resources: {{limits: {{nvidia.com/mig-1g.10gb: 1}}}}}}]}}}}
 status:
   admission:
@@ -315,6 +322,13 @@ status:
         assert_eq!(main_of(&workload).pods, 1);
         let workload = read("{}", &status("  reclaimablePods: [{name: main, count: 3}]"));
         assert_eq!(main_of(&workload).pods, 0, "none is needed, but what runs is still known");
+    }
+
+    #[test]
+    fn a_job_that_is_scaled_down_to_none_is_known_to_need_none() {
+        let mig = entry("mig", "Ready");
+        let status = format!("  conditions:\n{RESERVED}  admissionChecks:\n{mig}}}\n");
+        assert_eq!(main_of(&read_sized(0, "{}", &status)).pods, 0, "so that what it had is given back");
     }
 
     #[test]

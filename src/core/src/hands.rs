@@ -29,10 +29,15 @@ pub enum Hands {
     Stranger,
 }
 
-/// Slices by profile that no claim can count on, among those that are in use.
+/// For each uid of a Workload that has an heir: the uid of its last heir.
+pub type Heirs = BTreeMap<WorkloadUid, WorkloadUid>;
+
+/// Slices by profile that no claim can count on, among those that are in use. What has been claimed for a Workload covers
+/// what its heirs' pods hold, before and after it is theirs.
 pub fn taken<'a>(
     in_use: impl IntoIterator<Item = (&'a ProfileName, &'a Hands)>,
     claims: &[Claim],
+    heirs: &Heirs,
 ) -> BTreeMap<ProfileName, u32> {
     let mut taken: BTreeMap<ProfileName, u32> = BTreeMap::new();
     let mut held: BTreeMap<(&str, &WorkloadUid, &ProfileName), u32> = BTreeMap::new();
@@ -49,10 +54,11 @@ pub fn taken<'a>(
         let covered: u32 = claims
             .iter()
             .filter(|c| {
-                c.workload.uid == *uid && *c.workload.namespace == *namespace && c.profile == *profile
+                heirs.get(&c.workload.uid).unwrap_or(&c.workload.uid) == uid
+                    && *c.workload.namespace == *namespace
+                    && c.profile == *profile
             })
-            .map(|c| c.slices)
-            .sum();
+            .fold(0, |sum, c| u32::saturating_add(sum, c.slices));
         if held > covered {
             *taken.entry(profile.clone()).or_default() += held - covered;
         }

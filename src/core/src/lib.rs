@@ -10,6 +10,8 @@
 //! * [`agent`]: the node agent's decision.
 //! * [`tokens`]: the devices that the kubelet sees, and which slice each stands for.
 //! * [`election`]: which of several controllers leads.
+//!
+//! With the feature `sim`: a model of what surrounds them, for tests.
 
 pub mod agent;
 pub mod constraints;
@@ -23,6 +25,8 @@ pub mod placement;
 pub mod plan;
 pub mod profile;
 pub mod resources;
+#[cfg(any(test, feature = "sim"))]
+pub mod sim;
 pub mod time;
 pub mod tokens;
 pub mod workload;

@@ -70,6 +70,27 @@ pub struct MigNode {
     pub foreign: Vec<(GpuUuid, Slice)>,
 }
 
+impl MigNode {
+    /// The claims that last: those that the API server holds, less what a write of ours that is under way takes back. That it
+    /// is given to the same workload again is of no use before that write is over.
+    pub fn lasting_claims(&self) -> impl Iterator<Item = Claim> {
+        self.confirmed.claims.iter().filter_map(|claim| {
+            if !self.busy {
+                return Some(claim.clone());
+            }
+            let same = |c: &&Claim| {
+                c.workload.uid == claim.workload.uid
+                    && c.attempt == claim.attempt
+                    && c.pod_set == claim.pod_set
+                    && c.profile == claim.profile
+            };
+            let left = self.spec.claims.iter().find(same)?;
+            let (slices, pods) = (claim.slices.min(left.slices), claim.pods.min(left.pods));
+            Some(Claim { slices, pods, ..claim.clone() })
+        })
+    }
+}
+
 /// A GPU that the agent reports.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Gpu {

@@ -69,7 +69,7 @@ fn demand(slices: &[(&str, u32)]) -> PodSetDemand {
 }
 
 fn open(mig: &MigNode) -> Ledger {
-    Ledger::open(NOW, &"n0".into(), mig, [("cpu", 8000)].into_iter().collect(), &[])
+    Ledger::open(NOW, &"n0".into(), mig, [("cpu", 8000)].into_iter().collect(), &[], &Arc::default())
 }
 
 fn declared(book: &Ledger) -> Vec<Slice> {

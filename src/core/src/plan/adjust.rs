@@ -3,8 +3,9 @@
 
 use std::collections::BTreeMap;
 
+use super::place::Obstacle;
 use super::{Pass, Pod};
-use crate::id::{NodeName, PodSetName, WorkloadUid};
+use crate::id::{Attempt, NodeName, PodSetName, PodUid, WorkloadUid};
 use crate::ledger::Ledger;
 use crate::node::Node;
 use crate::time::Timestamp;
@@ -19,12 +20,16 @@ impl<'a> Pass<'a> {
                 continue;
             };
             for pod_set in demand {
+                let claimed = |book: &Ledger| book.pods_within(&workload.key.uid, attempt, &pod_set.name);
+                let all: u32 = self.books_of(&workload.key.uid).map(|(_, book)| claimed(book)).sum();
+                if all <= pod_set.pods {
+                    continue;
+                }
                 let here = self.pods_by_node(workload, pod_set);
                 let running: u32 = here.values().sum();
-                let claimed = |book: &Ledger| book.pods_within(&workload.key.uid, attempt, &pod_set.name);
-                let all: u32 = self.books.values().map(claimed).sum();
                 let mut surplus = all.saturating_sub(pod_set.pods.max(running));
-                for (name, book) in &mut self.books {
+                for name in self.claimed_at.get(&workload.key.uid).into_iter().flatten() {
+                    let Some(book) = self.books.get_mut(name) else { continue };
                     let free = claimed(book).saturating_sub(here.get(name).copied().unwrap_or(0));
                     let pods = surplus.min(free);
                     book.unclaim_pods(&workload.key.uid, attempt, &pod_set.name, pods);
@@ -34,16 +39,48 @@ impl<'a> Pass<'a> {
         }
     }
 
-    /// Gives up the claims of an admitted workload on nodes that are lost or cannot make slices, as far as pods that are not
-    /// there yet wait for them. A pod that is being deleted on a node that is lost does not keep its claim: nobody can say when,
-    /// or whether, it ends, and Kubernetes has put another in its place. The slice stays in its hands.
-    pub(super) fn leave_lost_nodes(&mut self, workload: &Workload, demand: &[PodSetDemand]) {
+    /// As [`Self::place`], for an admitted workload: what it has claimed on nodes that are lost it has elsewhere, if pods wait for
+    /// it and there is room. Otherwise the claims stay: the node may be back in a moment.
+    pub(super) fn place_again(
+        &mut self,
+        workload: &Workload,
+        attempt: &Attempt,
+        demand: &[PodSetDemand],
+    ) -> Result<(), Obstacle> {
+        let leaving = self.lost_claims(workload, attempt, demand);
+        if leaving.is_empty() {
+            return self.place(workload, attempt, demand);
+        }
+        let before = self.books.clone();
+        for (name, pod_set, pods) in leaving {
+            if let Some(book) = self.books.get_mut(&name) {
+                book.unclaim_pods(&workload.key.uid, attempt, pod_set, pods);
+                self.note_change(&name);
+            }
+        }
+        let Err(obstacle) = self.place(workload, attempt, demand) else { return Ok(()) };
+        self.books = before;
+        self.offers.clear();
+        self.place(workload, attempt, demand)?;
+        self.obstacles.insert(workload.key.uid.clone(), obstacle.0);
+        Ok(())
+    }
+
+    /// The claims of an admitted workload on nodes that are lost or cannot make slices, as far as pods that are not there yet
+    /// wait for them. A pod that is being deleted on a node that is lost does not keep its claim: nobody can say when, or
+    /// whether, it ends, and Kubernetes has put another in its place. The slice stays in its hands.
+    fn lost_claims<'b>(
+        &self,
+        workload: &Workload,
+        attempt: &Attempt,
+        demand: &'b [PodSetDemand],
+    ) -> Vec<(NodeName, &'b PodSetName, u32)> {
+        let mut lost = Vec::new();
         for pod_set in demand {
             let mut missing = self.missing(workload, pod_set);
             if missing == 0 {
                 continue;
             }
-            let Some(Reservation { attempt, .. }) = &workload.reservation else { continue };
             let here = self.pods_by_node(workload, pod_set);
             let staying = self.staying(workload, pod_set);
             let unfit =
@@ -53,7 +90,7 @@ impl<'a> Pass<'a> {
                 let claimed = book.pods_within(&workload.key.uid, attempt, &pod_set.name);
                 if unfit(name) {
                     let stay = staying.get(name).copied().unwrap_or(0);
-                    unfit_nodes.push((name.clone(), claimed.saturating_sub(stay)));
+                    unfit_nodes.push((name, claimed.saturating_sub(stay)));
                 } else {
                     free += claimed.saturating_sub(here.get(name).copied().unwrap_or(0));
                 }
@@ -61,32 +98,30 @@ impl<'a> Pass<'a> {
             missing = missing.saturating_sub(free);
             for (name, left) in unfit_nodes {
                 let pods = missing.min(left);
-                if let Some(book) = self.books.get_mut(&name) {
-                    book.unclaim_pods(&workload.key.uid, attempt, &pod_set.name, pods);
+                if pods > 0 {
+                    lost.push((name.clone(), &pod_set.name, pods));
                 }
                 missing -= pods;
             }
         }
+        lost
     }
 
     /// Queues an admitted workload again when a pod of it has waited too long for a slice: the others could wait for it for
     /// ever, with slices that somebody else could use.
-    pub(super) fn lose_patience(&mut self, stranded: &BTreeMap<WorkloadUid, Timestamp>) {
-        for (uid, since) in stranded {
+    pub(super) fn lose_patience(&mut self, stranded: &BTreeMap<WorkloadUid, Vec<(PodSetName, PodUid)>>) {
+        for (uid, pods) in stranded {
             let Some(workload) = self.world.workloads.get(uid) else { continue };
-            let Some(Reservation { demand: Demand::Slices(demand), since: reserved, .. }) = workload.open()
+            let Some(Reservation { demand: Demand::Slices(demand), .. }) = workload.open() else { continue };
+            if !workload.admitted || !workload.passed() || !self.may_start_over(workload) {
+                continue;
+            }
+            let Some(since) = demand.iter().filter_map(|p| self.waiting_since(workload, p, pods)).min()
             else {
                 continue;
             };
-            if !workload.admitted
-                || !workload.passed()
-                || demand.iter().all(|p| self.missing(workload, p) == 0)
-            {
-                continue;
-            }
             let patience = workload.patience().max(self.limits.patience);
-            // A pod of a Deployment may have been there long before its turn came.
-            let until = (*since.max(reserved) + patience).max(self.begun(uid) + self.limits.patience);
+            let until = (since + patience).max(self.begun(uid) + self.limits.patience);
             if until > self.now {
                 self.recheck(until);
                 continue;
@@ -100,10 +135,32 @@ impl<'a> Pass<'a> {
         }
     }
 
+    /// Since when the pods of a pod set that are missing have been waited for: of more than are missing, those that have begun
+    /// to wait last may be the ones.
+    fn waiting_since(
+        &mut self,
+        workload: &Workload,
+        pod_set: &PodSetDemand,
+        stranded: &[(PodSetName, PodUid)],
+    ) -> Option<Timestamp> {
+        let missing = usize::try_from(self.missing(workload, pod_set)).unwrap_or(usize::MAX);
+        let pods = stranded.iter().filter(|(name, _)| missing > 0 && *name == pod_set.name);
+        let mut since = Vec::new();
+        for (_, pod) in pods {
+            since.push(self.world.waiting.get(pod).copied().unwrap_or(self.now));
+            self.plan.waiting.insert(pod.clone());
+        }
+        since.sort_unstable();
+        since.iter().rev().take(missing).next_back().copied()
+    }
+
     /// How many pods of a pod set are not there, while others wait in their place.
     fn missing(&self, workload: &Workload, pod_set: &PodSetDemand) -> u32 {
         let waiting = self.gated.get(&workload.key.uid).map_or(&[][..], Vec::as_slice).iter();
         let waiting = count(waiting.filter(|pod| !pod.deleting && is_of(pod, workload, &pod_set.name)));
+        if waiting == 0 {
+            return 0;
+        }
         let staying: u32 = self.staying(workload, pod_set).values().sum();
         waiting.min(pod_set.pods.saturating_sub(staying))
     }

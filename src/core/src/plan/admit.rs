@@ -11,11 +11,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::place::selects;
 use super::{Action, Pass};
 use crate::hands::{self, Hands};
 use crate::id::{Attempt, NodeName, PodSetName, WorkloadUid};
 use crate::ledger::Ledger;
-use crate::node::{Claim, Node, ObservedSlice, SliceState};
+use crate::node::{Claim, ObservedSlice, SliceState};
 use crate::profile::ProfileName;
 use crate::time::Timestamp;
 use crate::workload::{Check, CheckState, Demand, Nodes, PodSetDemand, Reservation, Workload};
@@ -62,22 +63,30 @@ impl Pass<'_> {
                 "The AdmissionCheck is not active; see its Active condition.",
             );
         }
+        if self.is_early(workload, reservation) {
+            return;
+        }
         if let Nodes::Awaited(check) = &workload.nodes
             && !runs
         {
             let message = format!("Waiting for AdmissionCheck {check} to bring nodes.");
             return self.tell(workload, CheckState::Pending, &message);
         }
-        if runs {
-            self.leave_lost_nodes(workload, demand);
+        let placed = if runs {
+            self.place_again(workload, &reservation.attempt, demand)
         } else {
-            self.leave_silent_nodes(workload, &reservation.attempt);
-        }
-        if let Err(obstacle) = self.place(workload, &reservation.attempt, demand) {
+            self.leave_silent_nodes(workload, &reservation.attempt, demand);
+            self.place(workload, &reservation.attempt, demand)
+        };
+        if let Err(obstacle) = placed {
             return self.turn_away(workload, reservation, passed, &obstacle.0);
         }
         if passed {
             self.promise_more(workload, &reservation.attempt, promised);
+            // Nothing is left to be told; and what it has is promised already.
+            if runs {
+                return;
+            }
         }
         if self.schedulable(workload, reservation, demand, passed, promised) {
             let label = |p: &PodSetDemand| p.label.clone().unwrap_or_else(|| workload.key.uid.clone());
@@ -96,27 +105,32 @@ impl Pass<'_> {
         }
     }
 
-    /// Moves what waits on a node whose agent does not answer, or that is not ready, to another.
-    fn leave_silent_nodes(&mut self, workload: &Workload, attempt: &Attempt) {
+    /// Moves what waits on a node whose agent does not answer, or that is not ready, or on which its pods may not run any more
+    /// (another check has spoken, or a label or a policy has changed) to another.
+    fn leave_silent_nodes(&mut self, workload: &Workload, attempt: &Attempt, demand: &[PodSetDemand]) {
         if workload.admitted {
             return;
         }
         let occupied: BTreeSet<NodeName> =
             self.live_pods(&workload.key).filter_map(|pod| self.whereabouts(pod)).collect();
-        let lost = |node: &Node| !self.fit_for_use(node);
-        let left: Vec<NodeName> = self
-            .books
-            .keys()
-            .filter(|name| !occupied.contains(*name) && self.world.nodes.get(*name).is_some_and(lost))
-            .cloned()
-            .collect();
-        for name in left {
-            let Some(book) = self.books.get_mut(&name) else { continue };
-            book.drop_claims(|c| c.workload.uid == workload.key.uid && c.attempt == *attempt);
+        let theirs = |c: &Claim| c.attempt == *attempt;
+        let mut left: BTreeSet<(NodeName, PodSetName)> = BTreeSet::new();
+        for (name, book) in self.books_of(&workload.key.uid).filter(|(name, _)| !occupied.contains(*name)) {
+            let Some(node) = self.world.nodes.get(name) else { continue };
+            let leaves = |pod_set: &PodSetName| {
+                self.unfit.contains(name) || demand.iter().any(|p| p.name == *pod_set && !selects(node, p))
+            };
+            let claims = book.claims().iter();
+            let claims =
+                claims.filter(|c| c.workload.uid == workload.key.uid && theirs(c) && leaves(&c.pod_set));
+            left.extend(claims.map(|claim| (name.clone(), claim.pod_set.clone())));
         }
-        let lagging =
-            self.books.keys().filter_map(|n| self.world.nodes.get(n)?.mig.as_ref()?.lagging_since).min();
-        if let Some(since) = lagging {
+        if !left.is_empty() {
+            self.drop_claims_of(&workload.key.uid, |name, claim| {
+                theirs(claim) && left.contains(&(name.clone(), claim.pod_set.clone()))
+            });
+        }
+        if let Some(since) = self.lagging_since {
             self.recheck(since + self.limits.agent_silence);
         }
     }
@@ -125,7 +139,7 @@ impl Pass<'_> {
         self.give_up(workload, &reservation.attempt);
         if passed && workload.admitted {
             // Its pods are gated as long as it has no claim: nothing runs, so its quota is better given to others.
-            if self.has_live_pods(&workload.key) {
+            if self.has_live_pods(&workload.key) || !self.may_start_over(workload) {
                 self.obstacles.insert(workload.key.uid.clone(), obstacle.to_owned());
             } else {
                 self.tell(workload, CheckState::Retry, &format!("The reservation was lost. {obstacle}"));
@@ -141,19 +155,19 @@ impl Pass<'_> {
         }
     }
 
-    /// Whether a workload may be evicted for want of slices. A job that only wants to be larger may not: Kueue would end the pods
-    /// that run, and cannot start it again (0.18: its own annotations are in the way).
+    /// Whether a workload may be evicted for want of slices. A job that has been made larger may not, as long as it has what it
+    /// had before: Kueue would end the pods that run, and cannot start it again (0.18: its own annotations are in the way).
+    /// That no pod runs may be the moment between one pod and the next.
     pub(super) fn may_start_over(&self, workload: &Workload) -> bool {
-        workload.replaces.is_none() || !self.has_live_pods(&workload.key)
+        let claimed = |book: &Ledger| book.claims().iter().any(|c| c.workload.uid == workload.key.uid);
+        workload.replaces.is_none() || !self.has_live_pods(&workload.key) && !self.books.values().any(claimed)
     }
 
     /// Strikes out what a reservation has claimed, unless something may run on it. What an earlier one has left is released
     /// in its own time.
     fn give_up(&mut self, workload: &Workload, attempt: &Attempt) {
-        if !self.has_live_pods(&workload.key) {
-            for book in self.books.values_mut() {
-                book.drop_claims(|c| c.workload.uid == workload.key.uid && c.attempt == *attempt);
-            }
+        if !self.has_live_pods(&workload.key) && self.may_start_over(workload) {
+            self.drop_claims_of(&workload.key.uid, |_, c| c.attempt == *attempt);
         }
     }
 
@@ -189,7 +203,8 @@ impl Pass<'_> {
     /// The nodes on which the workload has claims.
     pub(super) fn claimed_on(&self, workload: &Workload, demand: &[PodSetDemand]) -> String {
         let claimed = |book: &&Ledger| demand.iter().any(|p| book.pods_of(&workload.key.uid, &p.name) > 0);
-        let nodes: Vec<&str> = self.books.values().filter(claimed).map(|book| book.name.as_str()).collect();
+        let books = self.books_of(&workload.key.uid).map(|(_, book)| book);
+        let nodes: Vec<&str> = books.filter(claimed).map(|book| book.name.as_str()).collect();
         nodes.join(", ")
     }
 
@@ -201,14 +216,15 @@ impl Pass<'_> {
                     && pod_set.slices.keys().any(|profile| book.taken().contains_key(profile))
             })
         };
-        let nodes: Vec<&str> = self.books.values().filter(robbed).map(|book| book.name.as_str()).collect();
+        let books = self.books_of(&workload.key.uid).map(|(_, book)| book);
+        let nodes: Vec<&str> = books.filter(robbed).map(|book| book.name.as_str()).collect();
         (!nodes.is_empty()).then(|| nodes.join(", "))
     }
 
     /// Since when the agents have been at work on what a workload claims.
     pub(super) fn begun(&self, workload: &WorkloadUid) -> Timestamp {
         let mut begun = Timestamp::default();
-        for (name, book) in &self.books {
+        for (name, book) in self.books_of(workload) {
             let Some(mig) = self.world.nodes.get(name).and_then(|n| n.mig.as_ref()) else { continue };
             for claim in book.claims().iter().filter(|c| c.workload.uid == *workload) {
                 let unwritten = (!mig.confirmed.claims.contains(claim)).then_some(self.now);
@@ -236,9 +252,9 @@ impl Pass<'_> {
         let mut mine: BTreeMap<(NodeName, ProfileName), u32> = BTreeMap::new();
         for pod_set in demand {
             let mut pods = 0;
-            for node in self.world.nodes.values() {
+            for node in self.nodes_of(&workload.key.uid).filter_map(|name| self.world.nodes.get(name)) {
                 let Some(mig) = &node.mig else { continue };
-                let claims = mig.confirmed.claims.iter().filter(|c| {
+                let claims = mig.lasting_claims().filter(|c| {
                     c.workload.uid == workload.key.uid
                         && c.attempt == reservation.attempt
                         && c.pod_set == pod_set.name
@@ -286,7 +302,11 @@ impl Pass<'_> {
         });
         let there =
             in_use.iter().filter(|(_, hands)| passed || **hands != Hands::Leaving).count() + idle.count();
-        let taken = hands::taken(in_use.iter().map(|(_, hands)| (profile, *hands)), &mig.confirmed.claims);
+        let taken = hands::taken(
+            in_use.iter().map(|(_, hands)| (profile, *hands)),
+            &mig.confirmed.claims,
+            &self.heirs,
+        );
         let taken = taken.get(profile).copied().unwrap_or(0);
         u32::try_from(there).unwrap_or(u32::MAX).saturating_sub(taken)
     }
@@ -303,6 +323,8 @@ impl Pass<'_> {
                         && !w.admitted
                         && w.checks.iter().any(|c| c.state != CheckState::Ready)
                 });
+                // Pods of a job that is to be larger run on what they have before the whole of it is ready.
+                let waits = waits && !self.has_live_pods(&claim.workload);
                 if !waits {
                     promised.to.insert((uid.clone(), claim.attempt.clone()));
                     *promised.slices.entry((node.name.clone(), claim.profile.clone())).or_default() +=
@@ -317,7 +339,7 @@ impl Pass<'_> {
     /// slices for them are his.
     fn promise_more(&self, workload: &Workload, attempt: &Attempt, promised: &mut Promised) {
         let theirs = |claim: &&Claim| claim.workload.uid == workload.key.uid && claim.attempt == *attempt;
-        for (name, book) in &self.books {
+        for (name, book) in self.books_of(&workload.key.uid) {
             let confirmed =
                 self.world.nodes.get(name).and_then(|n| n.mig.as_ref()).map(|m| &m.confirmed.claims);
             for claim in book.claims().iter().filter(theirs) {

@@ -122,15 +122,23 @@ impl<'a> Pass<'a> {
     fn is_taken(&self, node: &Node, i: usize, observed: &ObservedSlice) -> bool {
         match self.hands.get(&node.name).and_then(|hands| hands.get(i)) {
             Some(Hands::Stranger) => true,
+            // Its claim has gone to the one in its place.
+            Some(Hands::Workload { .. }) if self.is_replaced(node, observed) => false,
             Some(Hands::Workload { namespace, uid }) => self.books.get(&node.name).is_some_and(|book| {
                 !book.claims().iter().any(|c| {
-                    c.workload.uid == *uid
+                    self.heir(&c.workload.uid) == uid
                         && c.workload.namespace == *namespace
                         && c.profile == observed.slice.profile
                 })
             }),
             _ => false,
         }
+    }
+
+    /// Whether a slice is held by a pod of ours that is being deleted.
+    fn is_replaced(&self, node: &Node, observed: &ObservedSlice) -> bool {
+        let pod = observed.holder.as_ref().and_then(|holder| self.pod_at(&node.name, holder));
+        pod.is_some_and(|pod| pod.deleting && self.workload_of(pod).is_some())
     }
 
     fn tell_taken(&mut self, node: &Node, mig: &MigNode, observed: &ObservedSlice, holder: &Holder) {

@@ -7,25 +7,23 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Pass, Snapshot};
-use crate::id::WorkloadUid;
-use crate::node::Claim;
+use super::{Pass, Pod, Snapshot};
+use crate::hands::Heirs;
+use crate::id::{NodeName, WorkloadUid};
+use crate::node::{Claim, Node};
 use crate::workload::{Demand, Reservation, Workload};
 
-/// For each uid of a Workload that has an heir: the uid of its last heir.
-pub(super) type Heirs = BTreeMap<WorkloadUid, WorkloadUid>;
-
 /// Who has taken over from whom. A Workload that is gone, of which only the uid on its pods is left, is succeeded by the only
-/// one that the pods' owner has now.
+/// one that the pods' owner has now, or, when the job itself is gone, by the one whose claim they run on.
 pub(super) fn heirs<'a>(world: &'a Snapshot) -> Heirs {
     let mut successors: BTreeMap<(&str, &str), &'a Workload> = BTreeMap::new();
     for workload in world.workloads.values() {
-        if let Some(old) = &workload.replaces {
-            successors.insert((&*workload.key.namespace, &**old), workload);
+        let Some(old) = &workload.replaces else { continue };
+        let best = successors.entry((&*workload.key.namespace, &**old)).or_insert(workload);
+        // Kueue makes two in a race, and finishes the one that came to nothing (`workloadslicing.normalizeActiveSlices`).
+        if prospects(workload) > prospects(best) {
+            *best = workload;
         }
-    }
-    if successors.is_empty() {
-        return Heirs::new();
     }
     let last = |mut workload: &'a Workload| -> WorkloadUid {
         // A ring of names, which a person could write, must not be followed for ever.
@@ -51,22 +49,51 @@ pub(super) fn heirs<'a>(world: &'a Snapshot) -> Heirs {
             heirs.insert(old.uid.clone(), last(successor));
         }
     }
-    for pod in world.pods.values() {
-        let (Some(old), Some(owner)) = (&pod.workload, &pod.owner) else { continue };
+    for pod in world.pods.values().filter(|pod| !pod.terminal) {
+        let Some(old) = &pod.workload else { continue };
         if world.workloads.contains_key(old) || heirs.contains_key(old) {
             continue;
         }
         let mut of_owner = world.workloads.values().filter(|w| {
-            w.owner.as_ref() == Some(owner)
+            pod.owner.is_some()
+                && w.owner == pod.owner
                 && w.key.namespace == pod.key.namespace
                 && w.replaces.is_some()
                 && !w.finished
         });
         if let (Some(heir), None) = (of_owner.next(), of_owner.next()) {
             heirs.insert(old.clone(), heir.key.uid.clone());
+        } else if let Some(heir) = last_claimant(world, old, pod) {
+            heirs.insert(old.clone(), heir);
         }
     }
     heirs
+}
+
+/// Whose claim a pod runs on though neither the Workload that its label names nor the one that has taken over is there any
+/// more: a job that had grown has been deleted, and its pods take their time to end.
+fn last_claimant(world: &Snapshot, label: &WorkloadUid, pod: &Pod) -> Option<WorkloadUid> {
+    let resource = pod.asks_for.as_ref().filter(|_| pod.live())?;
+    let mut all = world.nodes.values().filter_map(|node| node.mig.as_ref()).flat_map(|mig| &mig.spec.claims);
+    if all.any(|claim| claim.workload.uid == *label) {
+        return None;
+    }
+    let is_there = |node: &&Node| {
+        let pinned = || node.host.as_ref().is_some_and(|host| pod.pinned.as_ref() == Some(&host.hostname));
+        pod.node.as_ref().map_or_else(pinned, |name| *name == node.name)
+    };
+    let here = world.nodes.values().filter(is_there).filter_map(|node| node.mig.as_ref());
+    let mut theirs = here.flat_map(|mig| &mig.spec.claims).filter(|claim| {
+        claim.workload.namespace == pod.key.namespace
+            && !world.workloads.contains_key(&claim.workload.uid)
+            && pod.pod_set.as_ref().is_none_or(|name| *name == claim.pod_set)
+            && claim.profile.resource() == *resource
+    });
+    theirs.next().map(|claim| claim.workload.uid.clone())
+}
+
+fn prospects(workload: &Workload) -> (bool, bool) {
+    (!workload.finished, workload.reservation.is_some())
 }
 
 impl Pass<'_> {
@@ -82,11 +109,29 @@ impl Pass<'_> {
         others.chain([heir, uid]).cloned().collect()
     }
 
+    /// Whether a Workload has quota, but the one that it replaces is not finished yet, as Kueue is about to see to: until then it
+    /// would claim beside what it is to take over.
+    pub(super) fn is_early(&mut self, workload: &Workload, reservation: &Reservation) -> bool {
+        let Some(name) = workload.replaces.as_ref().filter(|_| !workload.passed()) else { return false };
+        let until = reservation.since + self.limits.patience;
+        let mut all = self.world.workloads.values();
+        let in_office = all.any(|w| {
+            w.key.namespace == workload.key.namespace
+                && w.key.name == *name
+                && w.passed()
+                && w.open().is_some()
+        });
+        if in_office {
+            self.recheck(until);
+        }
+        in_office && until > self.now
+    }
+
     /// Enters the claims of Workloads that have been replaced as their heirs', once these have quota: the pods that run on
     /// them keep their slices. What the heir does not ask for, or what an earlier reservation has left, is released in its
     /// own time.
     pub(super) fn inherit(&mut self) {
-        for (old, heir) in &self.heirs {
+        for (old, heir) in &*self.heirs.clone() {
             let Some(heir) = self.world.workloads.get(heir).filter(|w| w.entitled()) else { continue };
             let Some(Reservation { attempt, demand: Demand::Slices(demand), .. }) = &heir.reservation else {
                 continue;
@@ -97,10 +142,16 @@ impl Pass<'_> {
                 let each = pod_set.and_then(|pod_set| pod_set.slices.get(&claim.profile)).copied();
                 claim.workload.uid == *old
                     && last.is_none_or(|last| *last == claim.attempt)
-                    && each.is_some_and(|each| each * claim.pods == claim.slices)
+                    && each.is_some_and(|each| {
+                        u64::from(each) * u64::from(claim.pods) == u64::from(claim.slices)
+                    })
             };
-            for book in self.books.values_mut() {
-                book.transfer_claims(wanted, &heir.key, attempt);
+            let nodes: Vec<NodeName> = self.nodes_of(old).cloned().collect();
+            for name in nodes {
+                if let Some(book) = self.books.get_mut(&name) {
+                    book.transfer_claims(wanted, &heir.key, attempt);
+                    self.note_claim(&heir.key.uid, &name);
+                }
             }
         }
     }

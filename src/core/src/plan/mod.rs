@@ -10,6 +10,7 @@ mod admit;
 mod holders;
 mod inherit;
 mod notice;
+mod offers;
 mod place;
 mod release;
 mod steer;
@@ -21,7 +22,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::hands::Hands;
+use crate::hands::{Hands, Heirs};
 use crate::id::{Attempt, NodeName, PodSetName, PodUid, WorkloadKey, WorkloadUid};
 use crate::ledger::Ledger;
 use crate::node::{Claim, MigNode, Node, NodeSpec, Version};
@@ -29,8 +30,8 @@ use crate::profile::ProfileName;
 use crate::resources::Resources;
 use crate::time::Timestamp;
 use crate::workload::{CheckState, Policy, Workload};
-use inherit::Heirs;
 pub use notice::{Matter, Notice, Place, Subject};
+use offers::Offers;
 
 /// What the plan takes for granted.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -124,6 +125,8 @@ pub struct Snapshot {
     pub confirmed: BTreeSet<(WorkloadUid, Attempt)>,
     /// What has been said already.
     pub told: BTreeSet<Notice>,
+    /// Since when each pod of [`Plan::waiting`] has been there without a break.
+    pub waiting: BTreeMap<PodUid, Timestamp>,
     /// The policies of all our AdmissionChecks; `None` for one that is missing or bad.
     pub policies: Vec<Option<Policy>>,
 }
@@ -205,6 +208,9 @@ pub struct Plan {
     pub recheck_at: Option<Timestamp>,
     /// All that is worth telling now, told already or not: of what has passed, nothing need be remembered.
     pub notices: BTreeSet<Notice>,
+    /// Pods of admitted workloads that wait though none of their workload has their place: it is to be remembered since when.
+    /// Neither their age nor that of the reservation says so, since a pod may wait long for its predecessor to end.
+    pub waiting: BTreeSet<PodUid>,
     /// Slices by profile that are in use and that no claim can count on.
     pub taken: BTreeMap<ProfileName, u32>,
 }
@@ -229,8 +235,16 @@ struct Pass<'a> {
     world: &'a Snapshot,
     limits: &'a Limits,
     books: BTreeMap<NodeName, Ledger>,
+    /// The nodes where each workload has claims, in the books or at the API server, or had some when the pass began.
+    claimed_at: BTreeMap<WorkloadUid, BTreeSet<NodeName>>,
+    /// The nodes to which no new claim may go.
+    unfit: BTreeSet<NodeName>,
+    /// What the nodes offer to pods of the kinds that have been placed.
+    offers: Vec<Offers>,
+    /// Since when the agent has not caught up that is the furthest behind.
+    lagging_since: Option<Timestamp>,
     /// Workloads that others have taken over from.
-    heirs: Heirs,
+    heirs: Arc<Heirs>,
     /// The live pods of each workload.
     live: BTreeMap<WorkloadUid, Vec<&'a Pod>>,
     /// The pods of each workload that wait to be sent to a node.
@@ -248,11 +262,15 @@ struct Pass<'a> {
 
 impl<'a> Pass<'a> {
     fn open(now: Timestamp, world: &'a Snapshot, limits: &'a Limits) -> Self {
-        let heirs = inherit::heirs(world);
+        let heirs = Arc::new(inherit::heirs(world));
         let mut live: BTreeMap<WorkloadUid, Vec<&Pod>> = BTreeMap::new();
         let mut gated: BTreeMap<WorkloadUid, Vec<&Pod>> = BTreeMap::new();
         for pod in world.pods.values().filter(|pod| !pod.terminal) {
             if let Some(label) = &pod.workload {
+                // The label is anybody's to write, and only what asks for slices passes our gate.
+                if pod.live() && pod.asks_for.is_none() {
+                    continue;
+                }
                 let pods = if pod.live() { &mut live } else { &mut gated };
                 pods.entry(heirs.get(label).unwrap_or(label).clone()).or_default().push(pod);
             }
@@ -264,6 +282,10 @@ impl<'a> Pass<'a> {
             world,
             limits,
             books: BTreeMap::new(),
+            claimed_at: BTreeMap::new(),
+            unfit: BTreeSet::new(),
+            offers: Vec::new(),
+            lagging_since: None,
             heirs,
             live,
             gated,
@@ -274,6 +296,12 @@ impl<'a> Pass<'a> {
             plan: Plan::default(),
         };
         for node in world.nodes.values() {
+            for claim in node.mig.iter().flat_map(|mig| mig.confirmed.claims.iter().chain(&mig.spec.claims)) {
+                pass.note_claim(&claim.workload.uid, &node.name);
+            }
+            if !pass.fit_for_use(node) {
+                pass.unfit.insert(node.name.clone());
+            }
             // Before its agent has reported, nothing can be said about a node's GPUs: its spec is left alone.
             let Some(mig) = node.mig.as_ref().filter(|mig| !mig.gpus.is_empty()) else { continue };
             let free = node.host.as_ref().map_or_else(Resources::default, |host| {
@@ -282,15 +310,45 @@ impl<'a> Pass<'a> {
                 free
             });
             let hands = pass.find_hands(&node.name, mig);
-            let mut book = Ledger::open(now, &node.name, mig, free, &hands);
+            let mut book = Ledger::open(now, &node.name, mig, free, &hands, &pass.heirs);
             pass.hands.insert(node.name.clone(), hands);
             book.remake_after_use = pass.remakes(node, mig);
             for (workload, pod_set) in claimants(&book) {
                 pass.charge(&mut book, node, &workload, &pod_set);
             }
             pass.books.insert(node.name.clone(), book);
+            pass.lagging_since = pass.lagging_since.into_iter().chain(mig.lagging_since).min();
         }
         pass
+    }
+
+    /// Notes that a workload has a claim on a node.
+    fn note_claim(&mut self, workload: &WorkloadUid, node: &NodeName) {
+        if !self.claimed_at.get(workload).is_some_and(|nodes| nodes.contains(node)) {
+            self.claimed_at.entry(workload.clone()).or_default().insert(node.clone());
+        }
+    }
+
+    /// The nodes where a workload may have claims, by name.
+    fn nodes_of(&self, workload: &WorkloadUid) -> impl Iterator<Item = &NodeName> {
+        self.claimed_at.get(workload).into_iter().flatten()
+    }
+
+    /// The books in which a workload may have claims, by name.
+    fn books_of(&self, workload: &WorkloadUid) -> impl Iterator<Item = (&NodeName, &Ledger)> {
+        self.nodes_of(workload).filter_map(|name| self.books.get_key_value(name))
+    }
+
+    /// Strikes out claims of a workload for which `drop` says so, given the node.
+    fn drop_claims_of(&mut self, workload: &WorkloadUid, drop: impl Fn(&NodeName, &Claim) -> bool) {
+        let nodes: Vec<NodeName> = self.nodes_of(workload).cloned().collect();
+        for name in nodes {
+            let Some(book) = self.books.get_mut(&name) else { continue };
+            let dropped = book.drop_claims(|claim| claim.workload.uid == *workload && drop(&name, claim));
+            if !dropped.is_empty() {
+                self.note_change(&name);
+            }
+        }
     }
 
     /// Whether slices of a node are made anew after each pod: as soon as one policy that applies there wants it. A policy that

@@ -4,10 +4,9 @@ use std::collections::BTreeMap;
 
 use super::notice::{Matter, Subject};
 use super::{Action, Pass, Pod};
-use crate::id::{NodeName, PodSetName, WorkloadUid};
+use crate::id::{NodeName, PodSetName, PodUid, WorkloadUid};
 use crate::node::{MigNode, Node, SliceState};
 use crate::profile::ProfileName;
-use crate::time::Timestamp;
 use crate::workload::{PodSetDemand, Workload};
 
 impl<'a> Pass<'a> {
@@ -20,7 +19,7 @@ impl<'a> Pass<'a> {
             }
         }
         let mut outstanding = self.outstanding();
-        let mut stranded: BTreeMap<WorkloadUid, Timestamp> = BTreeMap::new();
+        let mut stranded: BTreeMap<WorkloadUid, Vec<(PodSetName, PodUid)>> = BTreeMap::new();
         for pod in self.world.pods.values() {
             if !pod.gated || pod.busy || pod.terminal || pod.deleting {
                 continue;
@@ -30,8 +29,7 @@ impl<'a> Pass<'a> {
                 continue;
             };
             let Some(node) = self.spare_claim(workload, &pod_set, &here, &outstanding) else {
-                let since = stranded.entry(workload.key.uid.clone()).or_insert(pod.created);
-                *since = pod.created.min(*since);
+                stranded.entry(workload.key.uid.clone()).or_default().push((pod_set, pod.key.uid.clone()));
                 continue;
             };
             let hostname =
@@ -76,17 +74,18 @@ impl<'a> Pass<'a> {
     ) -> Option<NodeName> {
         let reservation =
             workload.reservation.as_ref().filter(|_| workload.entitled() && !workload.evicted)?;
-        if !workload.passed() {
+        let let_in = if workload.passed() { u32::MAX } else { self.let_in_before(workload, pod_set) };
+        let there = here.iter().filter(|((uid, name, _), _)| *uid == workload.key.uid && name == pod_set);
+        if there.map(|(_, pods)| pods).sum::<u32>() >= let_in {
             return None;
         }
         let demand = workload.demand_of(pod_set)?;
-        self.world.nodes.values().find_map(|node| {
+        self.nodes_of(&workload.key.uid).find_map(|name| {
+            let node = self.world.nodes.get(name)?;
             node.host.as_ref().filter(|host| host.ready)?;
             let mig = node.mig.as_ref()?;
             let claimed = mig
-                .confirmed
-                .claims
-                .iter()
+                .lasting_claims()
                 .filter(|c| {
                     c.workload.uid == workload.key.uid
                         && c.attempt == reservation.attempt
@@ -101,6 +100,25 @@ impl<'a> Pass<'a> {
             (sent < claimed.min(kept) && self.has_idle(node, mig, demand, outstanding))
                 .then(|| node.name.clone())
         })
+    }
+
+    /// How many pods of a pod set Kueue has let in under the Workload that this one replaces: as many may be replaced while the
+    /// job waits to be larger.
+    fn let_in_before(&self, workload: &Workload, pod_set: &PodSetName) -> u32 {
+        let mut workload = workload;
+        // A ring of names, which a person could write, must not be followed for ever.
+        for _ in 0..self.world.workloads.len() {
+            let Some(name) = &workload.replaces else { break };
+            let mut all = self.world.workloads.values();
+            let replaced =
+                all.find(|w| w.key.namespace == workload.key.namespace && w.key.name == *name && w.finished);
+            match replaced {
+                Some(old) if old.admitted => return old.demand_of(pod_set).map_or(0, |demand| demand.pods),
+                Some(old) => workload = old,
+                None => break,
+            }
+        }
+        0
     }
 
     /// Whether a node has idle slices for one more pod, beside those that pods sent there before are still to get. A claim is no

@@ -4,7 +4,7 @@ use super::world::{HOLD, World};
 use crate::geometry::tests::a30;
 use crate::id::PodUid;
 use crate::plan::Action;
-use crate::workload::CheckState;
+use crate::workload::{CheckState, Demand};
 
 /// `job` runs a pod on each of two full nodes.
 fn two_running() -> (World, Vec<PodUid>) {
@@ -101,7 +101,7 @@ fn a_workload_that_cannot_have_back_what_it_lost_is_queued_again_after_the_hold(
     world.settle();
     assert_eq!(world.state("job"), CheckState::Ready);
     assert!(world.plan().recheck_at.is_some(), "somebody has to look again");
-    world.pass_time(HOLD);
+    world.pass_time(HOLD * 8);
     world.settle();
     let (state, message) = world.check("job");
     assert_eq!(state, CheckState::Retry);
@@ -117,7 +117,7 @@ fn a_pod_that_waits_for_its_predecessor_to_end_is_no_reason_to_start_over() {
     let (mut world, pods) = two_running();
     world.snap.pods.get_mut(&pods[0]).unwrap().deleting = true;
     let replacement = world.create_pod("job");
-    world.pass_time(HOLD * 10);
+    world.pass_time(HOLD * 80);
     world.settle();
     assert_eq!(world.state("job"), CheckState::Ready);
     assert!(world.pod(&replacement).gated);
@@ -142,7 +142,7 @@ fn a_slice_that_cannot_be_made_for_a_waiting_pod_sends_the_workload_back_to_the_
     world.broken.insert(place);
     world.create_pod("job");
     world.settle();
-    world.pass_time(HOLD + Duration::from_secs(5));
+    world.pass_time(HOLD * 8 + Duration::from_secs(5));
     world.settle();
     let (state, message) = world.check("job");
     assert_eq!(state, CheckState::Retry, "{message}");
@@ -169,4 +169,109 @@ fn only_as_many_claims_leave_a_lost_node_as_pods_wait() {
     assert!(moved.iter().any(|a| matches!(a, Action::WriteSpec { .. })), "{moved:?}");
     world.settle();
     assert_eq!(world.claims("job"), [("n0".to_owned(), 3), ("n1".to_owned(), 1)].into());
+}
+
+/// Whether a check is told to say this.
+fn says(actions: &[Action], wanted: CheckState) -> bool {
+    actions.iter().any(|a| matches!(a, Action::SetCheck { state, .. } if *state == wanted))
+}
+
+#[test]
+fn a_pod_that_has_waited_long_for_its_predecessor_is_given_time_to_get_its_slice() {
+    let (mut world, pods) = two_running();
+    world.snap.pods.get_mut(&pods[0]).unwrap().deleting = true;
+    let replacement = world.create_pod("job");
+    world.settle();
+    world.pass_time(HOLD * 80);
+    world.settle();
+    // The API server says that the pod is over before its agent says that the slice is free.
+    world.end_pod(&pods[0]);
+    let actions = world.step();
+    assert!(!says(&actions, CheckState::Retry), "{actions:?}");
+    world.settle();
+    assert!(world.pod(&replacement).node.is_some());
+}
+
+#[test]
+fn a_pod_that_nobody_needs_does_not_make_others_impatient() {
+    let (mut world, pods) = two_running();
+    world.create_pod("job");
+    world.pass_time(HOLD * 80);
+    world.settle();
+    world.end_pod(&pods[0]);
+    world.create_pod("job");
+    let actions = world.step();
+    assert!(!says(&actions, CheckState::Retry), "{actions:?}");
+    world.settle();
+    assert_eq!(world.state("job"), CheckState::Ready);
+}
+
+#[test]
+fn a_node_that_is_away_for_a_moment_before_the_first_pod_is_sent_there_costs_nothing() {
+    let mut world = World::with_nodes(&[&[a30()]]);
+    world.submit("job", 1, &[("4g.24gb", 1)]);
+    world.settle();
+    let pod = world.create_pod("job");
+    world.host_mut("n0").ready = false;
+    assert_eq!(world.step(), [], "it may be back in a second");
+    world.host_mut("n0").ready = true;
+    world.settle();
+    assert!(world.pod(&pod).node.is_some());
+    assert_eq!(world.state("job"), CheckState::Ready);
+}
+
+#[test]
+fn a_workload_none_of_whose_pods_could_begin_is_queued_again_after_the_hold() {
+    let mut world = World::with_nodes(&[&[a30()]]);
+    world.submit("job", 1, &[("4g.24gb", 1)]);
+    world.settle();
+    world.create_pod("job");
+    world.host_mut("n0").ready = false;
+    world.settle();
+    world.pass_time(HOLD * 8);
+    world.settle();
+    let (state, message) = world.check("job");
+    assert_eq!(state, CheckState::Retry);
+    assert!(message.starts_with("A pod waits for a slice that cannot be had. Every node of"), "{message}");
+}
+
+#[test]
+fn what_is_claimed_on_a_lost_node_is_kept_while_there_is_no_room_elsewhere() {
+    let (mut world, pods) = two_running();
+    let lost = node_of(&world, &pods[0]);
+    let replacement = loses(&mut world, &pods[0]);
+    assert_eq!(world.step(), [], "nothing is gained by giving it up");
+    world.host_mut(&lost).ready = true;
+    world.end_pod(&pods[0]);
+    world.settle();
+    assert_eq!(node_of(&world, &replacement), lost);
+}
+
+#[test]
+fn nobody_is_told_that_a_pod_came_past_the_queue_when_its_claim_has_moved_to_its_replacement() {
+    let (mut world, pods) = two_running();
+    world.add_node("n2", &[a30()]);
+    loses(&mut world, &pods[0]);
+    world.settle();
+    assert_eq!(world.told("SliceTaken"), []);
+}
+
+#[test]
+fn claims_leave_nodes_that_another_check_rules_out_before_admission() {
+    let mut world = World::with_nodes(&[&[a30()], &[a30()]]);
+    world.submit("job", 1, &[("4g.24gb", 1)]);
+    world.settle();
+    // Somebody else's check has not spoken yet.
+    world.workload_mut("job").admitted = false;
+    let claimed = world.claims("job").into_keys().next().unwrap();
+    let other = if claimed == "n0" { "n1" } else { "n0" };
+    let label = ("zone".to_owned(), "b".to_owned());
+    world.host_mut(other).traits.labels.extend([label.clone()]);
+    let reservation = world.workload_mut("job").reservation.as_mut().unwrap();
+    if let Demand::Slices(demand) = &mut reservation.demand {
+        demand[0].constraints.node_selector.extend([label]);
+    }
+    world.settle();
+    assert_eq!(world.claims("job"), [(other.to_owned(), 1)].into(), "its pods could not run elsewhere");
+    assert_eq!(world.state("job"), CheckState::Ready);
 }

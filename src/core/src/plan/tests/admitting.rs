@@ -133,6 +133,22 @@ fn what_is_only_on_its_way_to_the_api_server_makes_nothing_ready() {
     }
 }
 
+/// Two reservations within a second bear the same name. Found by the simulation, story hold-and-resume.
+#[test]
+fn a_claim_that_is_being_taken_back_makes_nothing_ready_though_it_is_wanted_again() {
+    let mut world = World::with_nodes(&[&[a100()]]);
+    world.submit("job", 1, &[("1g.10gb", 1)]);
+    world.step();
+    world.agents();
+    let mig = world.mig_mut("n0");
+    mig.busy = true;
+    mig.spec.claims.clear();
+    assert_eq!(world.plan().actions, [], "the write that is under way takes away what it would count on");
+    world.mig_mut("n0").confirmed.claims.clear();
+    world.mig_mut("n0").busy = false;
+    assert!(matches!(&world.plan().actions[..], [Action::WriteSpec { .. }]), "it is claimed again");
+}
+
 #[test]
 fn a_claim_that_is_given_up_in_the_same_pass_makes_nothing_ready() {
     let mut world = World::with_nodes(&[&[a30()], &[a30()]]);

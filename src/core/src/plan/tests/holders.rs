@@ -126,10 +126,11 @@ fn what_a_workload_holds_beyond_its_claims_is_taken() {
     world.settle();
     let claims = &world.mig("n0").confirmed.claims;
     let two = [(&profile, &hands), (&profile, &hands)];
-    assert_eq!(taken(two, claims), [(profile.clone(), 1)].into());
+    let heirs = crate::hands::Heirs::new();
+    assert_eq!(taken(two, claims, &heirs), [(profile.clone(), 1)].into());
     let elsewhere = Hands::Workload { namespace: "other".into(), uid: "job".into() };
-    assert_eq!(taken([(&profile, &elsewhere)], claims), [(profile.clone(), 1)].into());
-    assert_eq!(taken([(&profile, &Hands::Leaving), (&profile, &Hands::Unknown)], claims), [].into());
+    assert_eq!(taken([(&profile, &elsewhere)], claims, &heirs), [(profile.clone(), 1)].into());
+    assert_eq!(taken([(&profile, &Hands::Leaving), (&profile, &Hands::Unknown)], claims, &heirs), [].into());
 }
 
 #[test]

@@ -1,3 +1,5 @@
+use std::time::Duration;
+
 use super::world::{HOLD, World, pod_set};
 use crate::geometry::tests::{a30, a100};
 use crate::id::{PodUid, WorkloadUid};
@@ -121,4 +123,161 @@ fn a_job_that_runs_is_not_killed_because_it_cannot_grow() {
     world.ask_for("second", |_| 1);
     world.settle();
     assert_eq!(world.state("second"), CheckState::Ready, "scaled down again, it has what it asks for");
+}
+
+#[test]
+fn slices_on_which_pods_of_a_successor_run_are_nobody_elses_before_it_is_ready() {
+    let mut world = World::with_nodes(&[&[a30()]]);
+    world.submit("first", 2, &[("1g.6gb", 1)]);
+    world.settle();
+    world.create_pod("first");
+    world.create_pod("first");
+    world.settle();
+    world.submit("other", 2, &[("1g.6gb", 1)]);
+    world.pass_time(Duration::from_secs(1));
+    world.replace("first", "second", 1);
+    world.step();
+    assert_eq!(world.claims("other"), [("n0".to_owned(), 2)].into());
+    world.step();
+    assert_eq!(world.state("other"), CheckState::Pending, "its slices are still to be made");
+    world.settle();
+    assert_eq!(world.state("other"), CheckState::Ready);
+    assert_eq!(world.state("second"), CheckState::Pending);
+}
+
+#[test]
+fn slices_of_one_that_was_replaced_are_its_own_while_the_successor_has_no_quota() {
+    let mut world = World::with_nodes(&[&[a30()]]);
+    world.submit("first", 1, &[("1g.6gb", 1)]);
+    world.settle();
+    let pod = world.create_pod("first");
+    world.settle();
+    world.submit("other", 3, &[("1g.6gb", 1)]);
+    world.settle();
+    world.replace("first", "second", 1);
+    world.evict("second");
+    world.settle();
+    assert_eq!(world.state("other"), CheckState::Ready);
+    assert_eq!(world.claims("other"), [("n0".to_owned(), 3)].into(), "nobody has taken anything");
+    assert_eq!(world.told("SliceTaken"), []);
+    assert!(world.plan().taken.is_empty());
+    assert_eq!(world.claims("first"), [("n0".to_owned(), 1)].into());
+    world.end_pod(&pod);
+    world.settle();
+    assert_eq!(world.claims("first"), [].into());
+}
+
+#[test]
+fn a_job_that_cannot_grow_is_not_killed_when_its_last_pod_ends_and_another_follows() {
+    let mut world = World::with_nodes(&[&[a30()]]);
+    world.submit("first", 1, &[("4g.24gb", 1)]);
+    world.settle();
+    let pod = world.create_pod("first");
+    world.settle();
+    world.replace("first", "second", 1);
+    world.create_pod("first");
+    world.pass_time(HOLD * 100);
+    world.settle();
+    world.end_pod(&pod);
+    world.settle();
+    assert_eq!(world.state("second"), CheckState::Pending, "Kueue could not start the job again");
+    assert_eq!(world.claims("second"), [("n0".to_owned(), 1)].into(), "what it had is still its own");
+}
+
+#[test]
+fn a_job_that_has_grown_is_not_killed_because_one_of_its_pods_has_lost_its_node() {
+    let mut world = World::with_nodes(&[&[a30()], &[a30()]]);
+    world.submit("first", 1, &[("4g.24gb", 1)]);
+    world.settle();
+    world.create_pod("first");
+    world.settle();
+    world.replace("first", "second", 1);
+    let new = world.create_pod("first");
+    world.settle();
+    let lost = world.pod(&new).node.clone().unwrap();
+    world.host_mut(lost.as_str()).ready = false;
+    world.snap.pods.get_mut(&new).unwrap().deleting = true;
+    world.create_pod("first");
+    world.settle();
+    world.pass_time(HOLD * 10);
+    world.settle();
+    assert_eq!(world.state("second"), CheckState::Ready, "Kueue could not start the job again");
+}
+
+#[test]
+fn a_job_that_waits_to_be_larger_goes_on_as_it_was() {
+    let mut world = World::with_nodes(&[&[a30()]]);
+    world.submit("first", 2, &[("2g.12gb", 1)]);
+    world.settle();
+    let pods = [world.create_pod("first"), world.create_pod("first")];
+    world.settle();
+    world.replace("first", "second", 1);
+    world.create_pod("first");
+    world.settle();
+    assert_eq!(world.held.len(), 2, "no more than had been let in");
+    world.end_pod(&pods[0]);
+    world.create_pod("first");
+    world.settle();
+    assert_eq!(world.held.len(), 2);
+    assert_eq!(world.state("second"), CheckState::Pending);
+}
+
+#[test]
+fn of_two_that_name_the_same_predecessor_the_one_that_is_not_finished_is_the_heir() {
+    for (failed, second) in [("a", "b"), ("b", "a")] {
+        let (mut world, _) = one_running();
+        world.replace("first", failed, 1);
+        world.workload_mut("first").finished = false;
+        world.workload_mut(failed).reservation = None;
+        world.finish(failed);
+        world.settle();
+        world.replace("first", second, 1);
+        let new = world.create_pod("first");
+        world.settle();
+        assert_eq!(world.claims(second), [("n0".to_owned(), 2)].into());
+        assert_eq!(world.claims("first"), [].into());
+        assert!(world.pod(&new).node.is_some());
+    }
+}
+
+#[test]
+fn claims_outlive_the_deletion_of_a_job_that_has_grown_until_its_pods_are_gone() {
+    let (mut world, pod) = one_running();
+    world.replace("first", "second", 1);
+    world.settle();
+    world.snap.pods.get_mut(&pod).unwrap().deleting = true;
+    world.snap.workloads.clear();
+    world.settle();
+    assert_eq!(world.claims("second"), [("n0".to_owned(), 2)].into(), "a pod runs on under the old label");
+    assert_eq!(world.told("SliceTaken"), []);
+    world.end_pod(&pod);
+    world.settle();
+    assert_eq!(world.claims("second"), [].into());
+}
+
+#[test]
+fn a_successor_that_asks_for_the_impossible_does_not_stop_the_others() {
+    let mut world = World::with_nodes(&[&[a30()]]);
+    world.submit("first", 2, &[("1g.6gb", 1)]);
+    world.settle();
+    world.create_pod("first");
+    world.settle();
+    world.replace("first", "second", 1);
+    let impossible = Demand::Slices(vec![pod_set(1, &[("1g.6gb", u32::MAX)])]);
+    world.workload_mut("second").reservation.as_mut().unwrap().demand = impossible;
+    world.submit("other", 1, &[("1g.6gb", 1)]);
+    world.settle();
+    assert_eq!(world.state("other"), CheckState::Ready);
+}
+
+#[test]
+fn a_successor_claims_nothing_beside_what_it_is_about_to_take_over() {
+    let (mut world, _) = one_running();
+    world.replace("first", "second", 1);
+    world.workload_mut("first").finished = false;
+    assert_eq!(world.step(), []);
+    world.finish("first");
+    world.settle();
+    assert_eq!(world.claims("second"), [("n0".to_owned(), 2)].into());
+    assert_eq!(world.declared("n0").len(), 2, "no more slices were made than are needed");
 }

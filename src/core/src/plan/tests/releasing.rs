@@ -239,3 +239,19 @@ fn a_node_whose_agent_has_not_reported_yet_keeps_its_spec() {
     assert_eq!(world.claims("job"), [].into());
     assert!(world.mig("n0").confirmed.gpus.contains_key(&gpu(0)));
 }
+
+#[test]
+fn a_pod_that_asks_for_no_slice_keeps_none_for_a_workload_that_is_over() {
+    let mut world = World::with_nodes(&[&[a30()]]);
+    world.submit("job", 1, &[("4g.24gb", 1)]);
+    world.settle();
+    let pod = world.create_pod("job");
+    world.settle();
+    let other = world.create_pod("job");
+    world.end_pod(&pod);
+    world.finish("job");
+    let forged = world.snap.pods.get_mut(&other).unwrap();
+    (forged.gated, forged.asks_for, forged.node) = (false, None, Some("n0".into()));
+    world.settle();
+    assert_eq!(world.claims("job"), [].into(), "a label is anybody's to write");
+}

@@ -393,8 +393,11 @@ impl World {
 
     /// Plans once and applies all of it.
     pub fn step(&mut self) -> Vec<Action> {
-        let Plan { actions, notices, .. } = self.plan();
+        let Plan { actions, notices, waiting, .. } = self.plan();
         self.snap.told.retain(|notice| notices.contains(notice));
+        let before = std::mem::take(&mut self.snap.waiting);
+        let since = |uid: &PodUid| before.get(uid).copied().unwrap_or(self.now);
+        self.snap.waiting = waiting.into_iter().map(|uid| (uid.clone(), since(&uid))).collect();
         for action in &actions {
             self.apply(action);
         }
