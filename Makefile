@@ -8,7 +8,7 @@ CONTAINER_TOOL ?= docker
 # What deploy installs: config/default, or config/webhook on Kubernetes older than 1.36.
 CONFIG ?= config/default
 
-.PHONY: help demo demo-down test lint unit component cluster node generate install deploy undeploy uninstall prerequisites build bench-burst demo-node bench-node build-node docker-build docker-push
+.PHONY: help demo demo-down test lint unit component cluster node generate install deploy undeploy uninstall prerequisites build bench-admission bench-burst demo-node bench-node build-node docker-build docker-push
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-16s %s\n", $$1, $$2}'
@@ -55,6 +55,11 @@ cluster: build ## The operator on a real API server with a real Kueue
 node: build-node ## The operator beside a real kubelet, containerd and runc
 	$(CARGO) test -p slicegate-rig --test real_node -- --ignored
 	$(CARGO) test -p slicegate-rig --test node -- --test-threads=2
+
+bench-admission: prerequisites ## Admission of 500 one-pod and 50 ten-pod Jobs on 20 emulated nodes, beside the same without Slicegate
+	@$(CARGO) build --release --workspace --bins
+	@$(CARGO) build --release -p slicegate-nvml-sim
+	@target/release/demo bench-admission --json target/bench-admission.json
 
 bench-burst: build ## 50 one-slice Jobs at once on 4 nodes of 2 A100-40GB, 1 s per NVML create
 	@target/debug/demo burst

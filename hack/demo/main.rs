@@ -1,6 +1,7 @@
 //! `make demo`: the main job, live, on a local cluster with three emulated GPU nodes. `make demo-node`: on a real node, with
-//! containers. `make bench-burst` and `make bench-node` measure.
+//! containers. `make bench-admission`, `make bench-burst` and `make bench-node` measure.
 
+mod admission;
 mod bench;
 mod burst;
 mod node;
@@ -34,10 +35,19 @@ struct Args {
     /// Leave the cluster up.
     #[arg(long)]
     keep: bool,
-    /// Jobs for each figure of bench-node.
+    /// Jobs for each figure of bench-node; Jobs by themselves and preemptions of each kind of bench-admission.
     #[arg(long, default_value_t = 20)]
     samples: usize,
-    /// A file for the figures of bench-node and each single time.
+    /// Pairs of bursts of bench-admission, with and without Slicegate.
+    #[arg(long, default_value_t = 5)]
+    pairs: usize,
+    /// One-pod Jobs of a burst of bench-admission; a tenth as many with ten pods come on top.
+    #[arg(long, default_value_t = 500)]
+    jobs: usize,
+    /// Jobs submitted a second in a burst of bench-admission; 0: as many as the API server takes.
+    #[arg(long, default_value_t = 8.0)]
+    rate: f64,
+    /// A file for the figures of bench-node or bench-admission and each single time.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
 }
@@ -53,6 +63,8 @@ enum What {
     Node,
     /// Only figures: Job created → container running on a real node, as root.
     BenchNode,
+    /// Only figures: 500 one-pod and 50 ten-pod Jobs on 20 emulated nodes, with and without Slicegate.
+    BenchAdmission,
 }
 
 #[tokio::main]
@@ -96,11 +108,23 @@ async fn run(args: &Args) -> Result<String> {
         eprintln!("ended the cluster that an earlier demo had left up");
     }
     let operator = Operator::find()?;
+    let options =
+        if args.what == What::BenchAdmission { admission::stage::options(options)? } else { options };
     let rig = Rig::up(options).await?;
     let summary = match args.what {
         What::Node => format!("demo-node: ok: {}", node::run(&rig).await?),
         What::BenchNode => {
             format!("bench-node: {}", bench::run(&rig, args.samples, args.json.as_deref()).await?)
+        }
+        What::BenchAdmission => {
+            let extent = admission::Extent {
+                pairs: args.pairs,
+                jobs: args.jobs,
+                rate: args.rate,
+                samples: args.samples,
+                json: args.json.clone(),
+            };
+            format!("bench-admission: {}", admission::run(&rig, &operator, &extent).await?)
         }
         What::Emulated | What::Burst => {
             emulated(args.what, &rig, &operator).await?;

@@ -96,6 +96,35 @@ pub fn status(now: Timestamp, facts: &Facts<'_>, before: &MIGNodeStatus) -> MIGN
     }
 }
 
+/// Whether somebody may wait for what is new in a status: for a slice that has become Idle or Failed, or of which there
+/// is something odd to be told, or for anything else that is seldom new. Nobody waits to hear that a slice is being made or taken
+/// away, that a pod has come for its slice, or that a new `spec` has been taken up.
+pub fn is_awaited(before: Option<&MIGNodeStatus>, after: &MIGNodeStatus) -> bool {
+    let Some(before) = before else { return true };
+    let rest = |status: &MIGNodeStatus| MIGNodeStatus {
+        slices: Vec::new(),
+        summary: None,
+        observed_generation: None,
+        ..status.clone()
+    };
+    let is_new = |slice: &SliceStatus| {
+        let known = before.slices.iter().find(|s| {
+            s.gpu == slice.gpu
+                && s.start == slice.start
+                && s.profile == slice.profile
+                && s.state == slice.state
+        });
+        let odd = |s: &SliceStatus| (s.process, s.restart_pod, s.message.clone());
+        match slice.state {
+            ApiState::Idle | ApiState::Failed | ApiState::Unknown => known != Some(slice),
+            ApiState::Creating | ApiState::InUse | ApiState::Draining => {
+                odd(slice) != known.map(odd).unwrap_or_default()
+            }
+        }
+    };
+    after.slices.iter().any(is_new) || rest(before) != rest(after)
+}
+
 fn conflict(conflicts: &[Conflict]) -> Verdict {
     match conflicts.first() {
         None => ("False", "NoConflict", "Nobody else has a hand in the node's GPUs.".to_owned()),
@@ -274,4 +303,62 @@ pub fn unavailable(now: Timestamp, message: &str, before: &MIGNodeStatus) -> MIG
     }
     replace(&mut status, condition(now, "Ready", ("False", "NVMLUnavailable", message.to_owned()), before));
     status
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn in_state(state: ApiState) -> SliceStatus {
+        SliceStatus {
+            gpu: "GPU-1".to_owned(),
+            profile: "1g.10gb".to_owned(),
+            start: 3,
+            size: 1,
+            state,
+            since: time(Timestamp(0)),
+            uuid: None,
+            gpu_instance_id: None,
+            compute_instance_id: None,
+            pod: None,
+            process: None,
+            restart_pod: false,
+            message: None,
+        }
+    }
+
+    fn with(slices: &[SliceStatus], generation: i64) -> MIGNodeStatus {
+        MIGNodeStatus {
+            slices: slices.to_vec(),
+            observed_generation: Some(generation),
+            ..MIGNodeStatus::default()
+        }
+    }
+
+    #[test]
+    fn only_what_somebody_can_act_on_is_told_at_once() {
+        let state = |state| with(&[in_state(state)], 1);
+        let none = with(&[], 1);
+        assert!(is_awaited(None, &none), "the first status of all");
+        for (before, after, awaited) in [
+            (&none, state(ApiState::Creating), false),
+            (&state(ApiState::Creating), state(ApiState::Idle), true),
+            (&state(ApiState::Creating), state(ApiState::Failed), true),
+            (&state(ApiState::Idle), state(ApiState::InUse), false),
+            (&state(ApiState::InUse), state(ApiState::Idle), true),
+            (&state(ApiState::Idle), state(ApiState::Draining), false),
+            (&state(ApiState::Draining), none.clone(), false),
+            (&state(ApiState::Idle), with(&[in_state(ApiState::Idle)], 2), false),
+        ] {
+            assert_eq!(is_awaited(Some(before), &after), awaited, "{before:?} → {after:?}");
+        }
+        let orphan = SliceStatus { process: Some(7), ..in_state(ApiState::InUse) };
+        assert!(
+            is_awaited(Some(&state(ApiState::InUse)), &with(std::slice::from_ref(&orphan), 1)),
+            "out of its claim's reach"
+        );
+        assert!(!is_awaited(Some(&with(std::slice::from_ref(&orphan), 1)), &with(&[orphan], 2)));
+        let unhealthy = MIGNodeStatus { driver_version: Some("580".to_owned()), ..none.clone() };
+        assert!(is_awaited(Some(&none), &unhealthy), "anything else");
+    }
 }

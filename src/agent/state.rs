@@ -111,6 +111,8 @@ pub struct Agent {
     obstacle: Option<String>,
     reports: Vec<Report>,
     written: Option<MIGNodeStatus>,
+    /// A status that nobody waits for and that is not written yet, and since when there is something to be told.
+    kept_back: Option<(Instant, MIGNodeStatus)>,
     /// Whether a status of this agent has been written.
     reported: bool,
     /// The looks that are under way, or were last: of everything, and of single GPUs.
@@ -141,6 +143,7 @@ impl Agent {
             obstacle: None,
             reports: Vec::new(),
             written: None,
+            kept_back: None,
             reported: false,
             scan: None,
             looks: BTreeMap::new(),

@@ -114,12 +114,15 @@ pub struct AdmissionCheckState {
     pub pod_set_updates: Vec<PodSetUpdate>,
 }
 
-/// The part of `Workload.status.admissionChecks[].podSetUpdates[]` that says where pods may run.
+/// The part of `Workload.status.admissionChecks[].podSetUpdates[]` that says whose pods are and where they may run.
 #[derive(KubeSchema, Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PodSetUpdate {
     /// The pod set.
     pub name: String,
+    /// Labels that its pods will get.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
     /// Node labels that its pods will ask for.
     #[serde(default)]
     pub node_selector: BTreeMap<String, String>,
@@ -203,7 +206,7 @@ pub struct ResourceFlavorSpec {
 }
 
 /// The part of `ClusterQueue.spec` that says what it lends and under which checks.
-#[derive(CustomResource, KubeSchema, Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(CustomResource, KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[kube(group = "kueue.x-k8s.io", version = "v1beta2", kind = "ClusterQueue")]
 #[serde(rename_all = "camelCase")]
 pub struct ClusterQueueSpec {
@@ -216,7 +219,7 @@ pub struct ClusterQueueSpec {
 }
 
 /// `ClusterQueue.spec.resourceGroups[]`.
-#[derive(KubeSchema, Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ResourceGroup {
     /// The resources.
@@ -228,7 +231,7 @@ pub struct ResourceGroup {
 }
 
 /// `ClusterQueue.spec.resourceGroups[].flavors[]`.
-#[derive(KubeSchema, Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct FlavorQuotas {
     /// The ResourceFlavor.
@@ -236,7 +239,7 @@ pub struct FlavorQuotas {
 }
 
 /// `ClusterQueue.spec.admissionChecksStrategy`.
-#[derive(KubeSchema, Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct AdmissionChecksStrategy {
     /// The checks, each once.
@@ -245,7 +248,7 @@ pub struct AdmissionChecksStrategy {
 }
 
 /// `ClusterQueue.spec.admissionChecksStrategy.admissionChecks[]`.
-#[derive(KubeSchema, Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct AdmissionCheckStrategyRule {
     /// The AdmissionCheck.

@@ -18,6 +18,16 @@ pub const CONTROLLER_VERSION: &str = "slicegate.dev/controller-version";
 pub const TERM: &str = "slicegate.dev/term";
 /// Field manager of the controller's writes; for an AdmissionCheck's entry in a Workload, with `/` and its name behind it.
 pub const CONTROLLER_MANAGER: &str = "slicegate-controller";
+
+/// The controller's field manager for the entry of one AdmissionCheck in `Workload.status.admissionChecks`. An apply takes back
+/// what its manager has applied before and no longer sends: with one manager for all, the entry of one check would take the
+/// entry of another check of the same workload away.
+pub fn check_manager(check: &str) -> String {
+    /// `FieldManagerMaxLength` (`apimachinery/pkg/apis/meta/v1/validation`).
+    const LONGEST: usize = 128;
+    format!("{CONTROLLER_MANAGER}/{check}").chars().take(LONGEST).collect()
+}
+
 /// Field manager of the agents' writes.
 pub const AGENT_MANAGER: &str = "slicegate-agent";
 
@@ -34,3 +44,15 @@ pub const REPLACEMENT_FOR: &str = "kueue.x-k8s.io/workload-slice-replacement-for
 pub const PROVISIONING_CONTROLLER: &str = "kueue.x-k8s.io/provisioning-request";
 /// Scheduling gate that Kueue's pod integration removes at admission.
 pub const KUEUE_GATE: &str = "kueue.x-k8s.io/admission";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_check_has_a_field_manager_of_its_own() {
+        assert_eq!(check_manager("mig"), "slicegate-controller/mig");
+        assert_ne!(check_manager("mig-a"), check_manager("mig-b"));
+        assert_eq!(check_manager(&"a".repeat(253)).len(), 128, "the API server takes no longer one");
+    }
+}

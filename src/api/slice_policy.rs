@@ -28,14 +28,14 @@ use serde::{Deserialize, Serialize};
 #[x_kube(validation = Rule::new("self.maxHoldSeconds >= self.holdSeconds").message("maxHoldSeconds must not be less than holdSeconds"))]
 pub struct SlicePolicySpec {
     /// How long a workload that finds no room keeps its quota before it is queued again. While it waits it gets the first
-    /// slices that come free; what it holds, others of its queue cannot use. An admitted workload is queued again, too, when
-    /// a pod of it waits so long for a slice in place of one that was lost. Where several checks cover a workload, the
+    /// slices that come free; what it holds, others of its queue cannot use. Where several checks cover a workload, the
     /// shortest hold counts.
     #[serde(default = "hold_seconds")]
     #[schemars(range(min = 1, max = 86400))]
     pub hold_seconds: u32,
     /// The hold doubles each time that a workload was queued again without finding room, up to this many seconds. It is also how
-    /// long nodes that a ProvisioningRequest has brought may take until they have slices to offer.
+    /// long nodes that a ProvisioningRequest has brought may take until they have slices to offer, and how long a pod of an
+    /// admitted workload waits for a slice in place of one that was lost before all of the workload is queued again.
     #[serde(default = "max_hold_seconds")]
     #[schemars(range(min = 1, max = 86400))]
     pub max_hold_seconds: u32,

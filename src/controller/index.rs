@@ -239,6 +239,7 @@ impl Index {
                 self.synced.insert("gate");
             }
             Update::Queue(change) => {
+                let before = self.queues.clone();
                 self.spread(
                     "ClusterQueue",
                     change,
@@ -249,7 +250,10 @@ impl Index {
                         s.queues.remove(&q.name_any());
                     },
                 );
-                self.convert_workloads();
+                // Kueue counts in its status all the time.
+                if self.queues != before {
+                    self.convert_workloads();
+                }
             }
         }
     }
@@ -579,7 +583,8 @@ impl Index {
     /// What a former leader may have decided to write on other grounds than the state of the object itself.
     pub fn exposed(&self) -> Vec<Exposed> {
         let nodes = self.migs.keys().cloned().map(Exposed::Node);
-        let passed = |uid: &WorkloadUid| self.snapshot.workloads.get(uid).is_some_and(Workload::passed);
+        // A pod may bear the uid of a workload that is gone, whose heir it belongs to.
+        let passed = |uid: &WorkloadUid| self.snapshot.workloads.get(uid).is_none_or(Workload::passed);
         let pods = self.snapshot.pods.iter().filter(|(_, pod)| pod.gated && !pod.terminal && !pod.deleting);
         let pods = pods.filter(|(_, pod)| pod.workload.as_ref().is_some_and(passed));
         let claimants: BTreeSet<&WorkloadUid> =
@@ -619,9 +624,11 @@ impl Index {
         // The API server keeps whole seconds.
         let later = timestamp(&entry.last_transition_time) + Duration::from_secs(1);
         let (name, message) = (check.name.clone(), check.message.clone());
-        let label: Vec<PodSetName> = entry.pod_set_updates.iter().map(|u| u.name.as_str().into()).collect();
-        let entry =
-            CheckEntry::new(&workload.key, name, check.state, message, time(later.max(now())), &label);
+        let label = |u: &kueue::PodSetUpdate| {
+            Some((PodSetName::from(u.name.as_str()), u.labels.get(names::WORKLOAD_LABEL)?.as_str().into()))
+        };
+        let label: Vec<(PodSetName, WorkloadUid)> = entry.pod_set_updates.iter().filter_map(label).collect();
+        let entry = CheckEntry::new(name, check.state, message, time(later.max(now())), &label);
         Some((workload.key.clone(), workload.version.clone(), entry))
     }
 

@@ -29,7 +29,7 @@ use slicegate_core::plan::{Action, Limits, Notice, plan};
 use slicegate_core::profile::ProfileName;
 use slicegate_core::workload::CheckState;
 use tokio::sync::{Semaphore, mpsc, watch};
-use tokio::time::sleep;
+use tokio::time::{sleep, sleep_until};
 use tracing::{debug, info, warn};
 
 use crate::api::convert::{now, time};
@@ -49,6 +49,10 @@ const STRAY: Duration = Duration::from_mins(1);
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 /// Messages taken in before the next decision, so that a flood of events does not keep decisions from being made.
 const BATCH: usize = 4096;
+
+/// After a decision as much time is left to gather events as it took, but no more than this: events do not wait long, and
+/// decisions take no more than half of a processor.
+const LONGEST_REST: Duration = Duration::from_millis(50);
 
 /// Arguments of `slicegate controller`.
 #[derive(Clone, Debug, clap::Args)]
@@ -261,6 +265,7 @@ impl Controller {
     ) -> bool {
         let mut shutdown = pin!(shutdown);
         let mut recheck: Option<Duration> = None;
+        let mut rested = Instant::now();
         loop {
             tokio::select! {
                 () = &mut shutdown => break,
@@ -275,6 +280,8 @@ impl Controller {
                 },
                 () = async { sleep(recheck.unwrap_or_default()).await }, if recheck.is_some() => {}
             }
+            // A decision goes over the whole world, so in a flood of events each is to be about many of them.
+            sleep_until(rested.into()).await;
             for _ in 0..BATCH {
                 if let Ok(message) = inbox.try_recv() {
                     self.take_in(message);
@@ -293,7 +300,9 @@ impl Controller {
                     info!("caches are complete");
                     ready.set();
                 }
+                let begun = Instant::now();
                 recheck = self.proceed(&role);
+                rested = Instant::now() + begun.elapsed().min(LONGEST_REST);
             } else {
                 ready.waiting_for(self.index.waiting_for());
             }

@@ -115,9 +115,7 @@ impl Writer {
         check: CheckEntry,
     ) -> (Outcome, Option<Update>) {
         let api: Api<kueue::Workload> = Api::namespaced(self.client.clone(), &workload.namespace);
-        // Whoever applies one entry of a list gives up those that he has applied before and does not name: two checks of ours
-        // on one Workload would take each other away. So each check has a field manager of its own.
-        let manager = format!("{}/{}", names::CONTROLLER_MANAGER, check.name);
+        let manager = names::check_manager(&check.name);
         let body = WorkloadPatch {
             api_version: "kueue.x-k8s.io/v1beta2",
             kind: "Workload",

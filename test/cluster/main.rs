@@ -5,6 +5,7 @@
 mod availability;
 mod bad_input;
 mod checker;
+mod conformance;
 mod gate;
 mod identities;
 mod install;

@@ -55,10 +55,11 @@ impl Objects {
 
     fn refuse(&mut self, code: StatusCode) -> Response {
         self.refused += 1;
-        answer(
-            code,
-            &json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": code.as_u16()}),
-        )
+        let reason = code.canonical_reason().unwrap().replace(' ', "");
+        let status = json!({
+            "kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": reason, "code": code.as_u16(),
+        });
+        answer(code, &status)
     }
 }
 

@@ -3,7 +3,7 @@
 use std::fs;
 
 use anyhow::{Context, Result};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::certs::write_private;
 use crate::control_plane::{BURST, Layout, QPS};

@@ -23,6 +23,8 @@ pub struct Options {
     pub remove_dir: bool,
     /// Whether each step is reported on stderr.
     pub progress: bool,
+    /// Whether etcd and the API server are all there is: nobody but the test changes anything.
+    pub bare: bool,
     /// Further command-line arguments by part, for example `kube-apiserver`: `--runtime-config=api/all=true`.
     pub extra_args: BTreeMap<String, Vec<String>>,
     /// What Kueue's configuration has beside or instead of the rig's own: a JSON merge patch (RFC 7396).
@@ -59,11 +61,19 @@ impl Options {
             lifetime,
             remove_dir: false,
             progress: true,
+            bare: false,
             extra_args: BTreeMap::new(),
             kueue: json!({}),
             manifests: Vec::new(),
             frameworks: BTreeSet::new(),
         }
+    }
+
+    /// Leaves out all parts but etcd and the API server.
+    #[must_use]
+    pub fn bare(mut self) -> Self {
+        self.bare = true;
+        self
     }
 
     /// Adds a command-line argument to a part: `etcd`, `kube-apiserver`, `kube-controller-manager`,

@@ -138,11 +138,21 @@ impl Rig {
         identity::write_kubeconfig(&kubeconfig, &self.server, &pki.ca_file(), "admin", pki.admin_token())?;
         let (programs, server) = (self.repo.programs(), self.server.clone());
         self.state.update(|state| {
-            *state = State { kubeconfig: kubeconfig.clone(), server, programs, ..State::default() };
+            let bare = options.bare;
+            *state = State { kubeconfig: kubeconfig.clone(), server, programs, bare, ..State::default() };
         })?;
 
         let programs = self.repo.programs();
         let layout = Layout { programs: &programs, dir: &dir, pki: &pki, kubeconfig: &self.kubeconfig };
+        let serving = async {
+            let (etcd, url) = control_plane::etcd(&layout)?;
+            self.bring_up(options, etcd).await?;
+            self.bring_up(options, control_plane::apiserver(&layout, &url, port)).await
+        };
+        if options.bare {
+            serving.await?;
+            return self.state.update(|state| state.ready = true);
+        }
         let ports = Ports::new()?;
         let config = kueue::config(&layout, &ports, options.frameworks.iter().copied(), &options.kueue)?;
         let mut frameworks = Vec::new();
@@ -163,11 +173,6 @@ impl Rig {
                 objects.extend(manifests::read(&self.kubectl_path(), &path).await?);
             }
             anyhow::Ok(objects)
-        };
-        let serving = async {
-            let (etcd, url) = control_plane::etcd(&layout)?;
-            self.bring_up(options, etcd).await?;
-            self.bring_up(options, control_plane::apiserver(&layout, &url, port)).await
         };
         let modules = self.repo.module("sigs.k8s.io/kwok");
         let ((), objects, kwok_module) = futures::try_join!(serving, rendering, modules)?;
@@ -429,11 +434,10 @@ async fn end_recorded(dir: &Path) -> Result<Vec<String>> {
 
 /// Whether every part of the control plane runs; processes that others have added do not count.
 fn wholly_up(state: &State) -> bool {
-    const PARTS: [&str; 6] =
-        ["etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kueue", "kwok"];
+    const OTHERS: [&str; 4] = ["kube-controller-manager", "kube-scheduler", "kueue", "kwok"];
     let runs =
         |part: &&str| state.processes.iter().any(|entry| entry.spec.name == **part && entry.id.is_running());
-    state.ready && PARTS.iter().all(runs)
+    state.ready && FOUNDATION.iter().all(runs) && (state.bare || OTHERS.iter().all(runs))
 }
 
 /// One command at a time changes a cluster; another one waits, and says so.

@@ -15,6 +15,9 @@ use crate::process::{ProcessId, ProcessSpec};
 pub struct State {
     /// Whether every part has become ready once. False: somebody's `up` was cut off.
     pub ready: bool,
+    /// Whether it is an API server alone ([`crate::Options::bare`]).
+    #[serde(default)]
+    pub bare: bool,
     /// The administrator's kubeconfig.
     pub kubeconfig: PathBuf,
     /// The API server's address.

@@ -56,12 +56,15 @@ impl Agent {
         }
         self.reports = step.reports;
         self.means.metrics.set_slices(&self.reports);
-        if let Err(error) = self.report(moment).await {
-            warn!(%error, "cannot report; trying again");
-            return Some(PAUSE);
-        }
+        let report_due = match self.report(moment).await {
+            Ok(due) => due,
+            Err(error) => {
+                warn!(%error, "cannot report; trying again");
+                return Some(PAUSE);
+            }
+        };
         let recheck = step.recheck_at.map(|at| (at - now()).max(Duration::from_millis(1)));
-        recheck.into_iter().chain(kubelet_due).chain(self.look_for_ends()).min()
+        recheck.into_iter().chain(kubelet_due).chain(report_due).chain(self.look_for_ends()).min()
     }
 
     /// Makes the MIGNode again. The controller removes that of a Node that is gone; only a Node that is there gets a new one.

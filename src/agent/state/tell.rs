@@ -1,5 +1,7 @@
 //! What the agent tells: the MIGNode's status, and Events about what has changed in it.
 
+use std::time::{Duration, Instant};
+
 use slicegate_core::geometry::Place;
 use slicegate_core::time::Timestamp;
 use tracing::warn;
@@ -15,8 +17,13 @@ use crate::agent::write_status;
 use crate::api::convert::now;
 use crate::api::mig_node::MIGNodeStatus;
 
+/// How long news that nobody waits for may wait for more. A pod that comes to its slice does so within this time after the
+/// claim, so that both are told in one write.
+const UNHURRIED: Duration = Duration::from_millis(500);
+
 impl Agent {
-    pub(super) async fn report(&mut self, moment: Timestamp) -> kube::Result<()> {
+    /// Writes the status, if it has changed. What nobody waits for may be kept back for a while; then it is said how long.
+    pub(super) async fn report(&mut self, moment: Timestamp) -> kube::Result<Option<Duration>> {
         let views = self.gpus.views().iter();
         let foreign: Vec<Place> = views
             .flat_map(|(uuid, view)| view.instances.iter().filter(|i| !i.ours).map(move |i| (uuid, i)))
@@ -46,13 +53,22 @@ impl Agent {
         let status =
             report::status(moment, &facts, self.written.as_ref().unwrap_or(&MIGNodeStatus::default()));
         if self.written.as_ref() != Some(&status) {
+            if !report::is_awaited(self.written.as_ref(), &status) {
+                let since = self.kept_back.as_ref().map_or_else(Instant::now, |(since, _)| *since);
+                let left = UNHURRIED.saturating_sub(since.elapsed());
+                if !left.is_zero() {
+                    self.kept_back = Some((since, status));
+                    return Ok(Some(left));
+                }
+            }
             write_status(&self.means.mig_nodes, &self.means.name, &status).await?;
             let before = self.written.replace(status).map(|status| status.conditions).unwrap_or_default();
             let after = self.written.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
             self.means.announcer.announce(&before, after).await;
         }
+        self.kept_back = None;
         self.reported = true;
-        Ok(())
+        Ok(None)
     }
 
     /// What may betray that somebody else has a hand in the GPUs.
@@ -77,7 +93,10 @@ impl Agent {
 
     /// Says in the MIGNode that the agent ends: its slices stay, and nothing new is placed here until it is back.
     pub async fn say_goodbye(&mut self) {
-        let Some(before) = self.written.take() else { return };
+        let kept_back = self.kept_back.take().map(|(_, status)| status);
+        let Some(before) = self.written.take().and_then(|written| kept_back.or(Some(written))) else {
+            return;
+        };
         let status = report::stopped(now(), &before);
         if let Err(error) = write_status(&self.means.mig_nodes, &self.means.name, &status).await {
             warn!(%error, "cannot report that the agent ends");

@@ -221,12 +221,11 @@ impl Election {
             return Step::StepDown(loss);
         }
         let due = match (&self.term, &self.seen) {
-            // Before somebody else makes it.
-            (Some(_), Some(Seen { observation: Observation { record: None, .. }, .. })) => now,
+            // Nothing is known yet; or the Lease is gone, and is made again before somebody else makes it.
+            (None, None) | (Some(_), Some(Seen { observation: Observation { record: None, .. }, .. })) => now,
             (Some(term), _) => term.renewed + self.times.retry_period,
             // Silence can be the watch's, too.
             (None, Some(seen)) => self.vacant_from(seen).min(seen.heard + 2 * self.times.retry_period),
-            (None, None) => now,
         };
         let due = due.max(self.pause);
         if now < due {

@@ -88,6 +88,19 @@ pub struct PodCost {
     pub starts_lost: u32,
 }
 
+impl PodCost {
+    /// With one more slice that must be made.
+    fn with(self, displaced: u32, cost: Cost) -> Self {
+        Self {
+            created: self.created + 1,
+            displaced: self.displaced + displaced,
+            fragmentation: self.fragmentation + cost.fragmentation,
+            free: self.free + cost.free,
+            starts_lost: self.starts_lost + cost.starts_lost,
+        }
+    }
+}
+
 /// Why one more pod does not fit on a node. The order says which reason of several nodes is worth telling.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum NoFit {
@@ -276,6 +289,9 @@ impl Ledger {
 
     /// Strikes out the claims for which `drop` says so.
     pub fn drop_claims(&mut self, drop: impl Fn(&Claim) -> bool) -> Vec<Claim> {
+        if !self.claims.iter().any(&drop) {
+            return Vec::new();
+        }
         let (dropped, kept): (Vec<_>, Vec<_>) = std::mem::take(&mut self.claims).into_iter().partition(drop);
         self.claims = kept;
         for claim in &dropped {
@@ -381,6 +397,25 @@ impl Ledger {
         short
     }
 
+    /// What [`Ledger::try_pod`] would cost. What one slice costs is known without trying it.
+    pub fn quote(&self, demand: &PodSetDemand) -> Result<PodCost, NoFit> {
+        let mut wanted = demand.slices.iter().filter(|(_, count)| **count > 0);
+        let (Some((profile, 1)), None) = (wanted.next(), wanted.next()) else {
+            return self.try_pod(demand).map(|(cost, _)| cost);
+        };
+        if let Some(resource) = self.free.first_lacking(&demand.requests) {
+            return Err(NoFit::Lacks(resource.to_owned()));
+        }
+        if !self.offers().any(|offered| offered == profile) {
+            return Err(NoFit::NotOffered(profile.clone()));
+        }
+        if self.counted(profile) > self.claimed(profile) {
+            return Ok(PodCost::default());
+        }
+        let (displaced, cost, ..) = self.find_place(profile).ok_or_else(|| NoFit::NoRoom(profile.clone()))?;
+        Ok(PodCost::default().with(displaced, cost))
+    }
+
     /// Whether one more pod of the pod set fits, and at what cost.
     pub fn try_pod(&self, demand: &PodSetDemand) -> Result<(PodCost, Self), NoFit> {
         if let Some(resource) = self.free.first_lacking(&demand.requests) {
@@ -400,11 +435,7 @@ impl Ledger {
                 if self.counted(&profile) <= self.claimed(&profile) {
                     let (displaced, cost) =
                         self.make(&profile).ok_or_else(|| NoFit::NoRoom(profile.clone()))?;
-                    total.created += 1;
-                    total.displaced += displaced;
-                    total.fragmentation += cost.fragmentation;
-                    total.free += cost.free;
-                    total.starts_lost += cost.starts_lost;
+                    total = total.with(displaced, cost);
                 }
                 *self.claimed.entry(profile.clone()).or_default() += 1;
             }
@@ -541,13 +572,9 @@ impl Ledger {
     /// Declares one more slice of the profile at the best place: in free room if there is any, else where the fewest
     /// spare slices must go. Returns how many went, and the cost of the place.
     fn make(&mut self, profile: &ProfileName) -> Option<(u32, Cost)> {
-        let (_, uuid, start) = self.best_place(profile, false).or_else(|| self.best_place(profile, true))?;
-        let book = self.gpus.get(&uuid)?;
-        let entry = book.model.profile(profile)?;
-        let slice = Slice { start, size: entry.size, profile: profile.clone() };
-        let cost = placement::cost(&book.model, book.occupied(), entry, start);
-        let model = book.model.clone();
+        let (_, cost, uuid, slice) = self.find_place(profile)?;
         let book = self.gpus.get_mut(&uuid)?;
+        let model = book.model.clone();
         let mut displaced = 0;
         book.slots.retain(|slot| {
             let goes = slot.yields() && model.check(&slice, [&slot.slice]).is_err();
@@ -558,14 +585,36 @@ impl Ledger {
         Some((displaced, cost))
     }
 
+    /// The best place for one more slice of the profile: how many spare slices must go for it, what it costs, and where it is.
+    fn find_place(&self, profile: &ProfileName) -> Option<(u32, Cost, GpuUuid, Slice)> {
+        let (displaced, uuid, start) =
+            self.best_place(profile, false).or_else(|| self.best_place(profile, true))?;
+        let book = self.gpus.get(&uuid)?;
+        let entry = book.model.profile(profile)?;
+        let slice = Slice { start, size: entry.size, profile: profile.clone() };
+        let cost = placement::cost(&book.model, book.occupied(), entry, start);
+        Some((displaced, cost, uuid, slice))
+    }
+
     fn best_place(&self, profile: &ProfileName, displacing: bool) -> Option<(u32, GpuUuid, u8)> {
         let mut best: Option<((u32, Cost), &GpuUuid, u8)> = None;
         for (uuid, book) in self.gpus.iter().filter(|(_, book)| book.usable) {
             let Some(entry) = book.model.profile(profile) else { continue };
+            // Where nothing yields, there is no more room than there was without displacing.
+            if displacing && !book.slots.iter().any(Slot::yields) {
+                continue;
+            }
             let hard = |slot: &Slot| !(displacing && slot.yields());
             for start in book.model.free_starts(entry, book.slices(hard)) {
                 let slice = Slice { start, size: entry.size, profile: profile.clone() };
                 if book.held.overlaps(slice.mask()) {
+                    continue;
+                }
+                if !displacing {
+                    let rank = (0, placement::cost(&book.model, book.occupied(), entry, start));
+                    if best.as_ref().is_none_or(|(least, _, _)| rank < *least) {
+                        best = Some((rank, uuid, start));
+                    }
                     continue;
                 }
                 let goes = |slot: &&Slot| slot.yields() && book.model.check(&slice, [&slot.slice]).is_err();

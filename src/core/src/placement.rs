@@ -23,21 +23,32 @@ pub struct Cost {
 
 /// Free units that profiles cannot use, summed over the plain profiles: those without attribute, which people ask for.
 pub fn fragmentation(model: &Model, occupied: Mask) -> i64 {
-    let free = i64::from(u32::from(model.units) - occupied.count().min(u32::from(model.units)));
-    let shut_out = plain(model).filter(|p| open_starts(p, occupied) == 0).count();
-    free * i64::try_from(shut_out).unwrap_or(i64::MAX)
+    survey(model, occupied).0
 }
 
 /// What it costs to place `profile` at `start` beside what occupies `occupied`.
 pub fn cost(model: &Model, occupied: Mask, profile: &Profile, start: u8) -> Cost {
     let after = occupied.with(Mask::span(start, profile.size));
-    let starts = |mask| plain(model).map(|p| open_starts(p, mask)).sum::<u32>();
+    let (fragmentation_before, starts_before) = survey(model, occupied);
+    let (fragmentation, starts) = survey(model, after);
     Cost {
-        fragmentation: fragmentation(model, after) - fragmentation(model, occupied),
+        fragmentation: fragmentation - fragmentation_before,
         free: u32::from(model.units).saturating_sub(after.count()),
-        starts_lost: starts(occupied) - starts(after),
+        starts_lost: starts_before - starts,
         start: Reverse(start),
     }
+}
+
+/// Fragmentation, and the open starts of all plain profiles.
+fn survey(model: &Model, occupied: Mask) -> (i64, u32) {
+    let free = i64::from(u32::from(model.units) - occupied.count().min(u32::from(model.units)));
+    let (mut shut_out, mut starts) = (0, 0);
+    for profile in plain(model) {
+        let open = open_starts(profile, occupied);
+        shut_out += i64::from(open == 0);
+        starts += open;
+    }
+    (free * shut_out, starts)
 }
 
 fn plain(model: &Model) -> impl Iterator<Item = &Profile> {

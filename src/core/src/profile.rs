@@ -96,6 +96,10 @@ impl ProfileName {
 
     /// `+me`, `-me` and the like; empty for a plain profile.
     pub fn attribute(&self) -> &str {
+        // Asked of every profile for every place that is weighed, and nearly all are plain.
+        if self.0.ends_with("gb") {
+            return "";
+        }
         self.0.split_once("gb").map_or("", |(_, attribute)| attribute)
     }
 }

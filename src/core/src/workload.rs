@@ -169,10 +169,11 @@ impl Workload {
         }
     }
 
-    /// How long one of its pods may wait for a slice after admission before the whole of it is queued again.
+    /// How long one of its pods may wait for a slice after admission before the whole of it is queued again: the longest hold, so
+    /// that a node that restarts does not cost the pods on others their work.
     pub fn patience(&self) -> Duration {
-        let holds = self.checks.iter().filter_map(|c| c.policy.as_ref()).map(|p| p.hold);
-        holds.min().unwrap_or(Policy::default().hold)
+        let holds = self.checks.iter().filter_map(|c| c.policy.as_ref()).map(|p| p.max_hold.max(p.hold));
+        holds.min().unwrap_or(Policy::default().max_hold)
     }
 
     /// Whether it still has a right to what it has claimed: quota, and work to do.

@@ -35,7 +35,7 @@ fn a_slice_is_made_then_described_then_acknowledged_then_shown_then_idle() {
         assert_eq!(files(&rig), [format!("slicegate.dev-mig-{}_1g.10gb_2.json", rig.gpus[0])]);
         // The list is on its way: nothing may be promised yet.
         rig.looks(5).await;
-        assert_eq!(rig.state(2), Some(Creating));
+        rig.until_state(&[2], Creating).await;
         assert_eq!(rig.api.resource(R1).1, 0);
         assert!(rig.kubelet.healthy(R1).is_empty());
 

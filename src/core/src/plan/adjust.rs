@@ -20,12 +20,16 @@ impl<'a> Pass<'a> {
                 continue;
             };
             for pod_set in demand {
+                let claimed = |book: &Ledger| book.pods_within(&workload.key.uid, attempt, &pod_set.name);
+                let all: u32 = self.books_of(&workload.key.uid).map(|(_, book)| claimed(book)).sum();
+                if all <= pod_set.pods {
+                    continue;
+                }
                 let here = self.pods_by_node(workload, pod_set);
                 let running: u32 = here.values().sum();
-                let claimed = |book: &Ledger| book.pods_within(&workload.key.uid, attempt, &pod_set.name);
-                let all: u32 = self.books.values().map(claimed).sum();
                 let mut surplus = all.saturating_sub(pod_set.pods.max(running));
-                for (name, book) in &mut self.books {
+                for name in self.claimed_at.get(&workload.key.uid).into_iter().flatten() {
+                    let Some(book) = self.books.get_mut(name) else { continue };
                     let free = claimed(book).saturating_sub(here.get(name).copied().unwrap_or(0));
                     let pods = surplus.min(free);
                     book.unclaim_pods(&workload.key.uid, attempt, &pod_set.name, pods);
@@ -51,10 +55,12 @@ impl<'a> Pass<'a> {
         for (name, pod_set, pods) in leaving {
             if let Some(book) = self.books.get_mut(&name) {
                 book.unclaim_pods(&workload.key.uid, attempt, pod_set, pods);
+                self.note_change(&name);
             }
         }
         let Err(obstacle) = self.place(workload, attempt, demand) else { return Ok(()) };
         self.books = before;
+        self.offers.clear();
         self.place(workload, attempt, demand)?;
         self.obstacles.insert(workload.key.uid.clone(), obstacle.0);
         Ok(())
@@ -152,6 +158,9 @@ impl<'a> Pass<'a> {
     fn missing(&self, workload: &Workload, pod_set: &PodSetDemand) -> u32 {
         let waiting = self.gated.get(&workload.key.uid).map_or(&[][..], Vec::as_slice).iter();
         let waiting = count(waiting.filter(|pod| !pod.deleting && is_of(pod, workload, &pod_set.name)));
+        if waiting == 0 {
+            return 0;
+        }
         let staying: u32 = self.staying(workload, pod_set).values().sum();
         waiting.min(pod_set.pods.saturating_sub(staying))
     }

@@ -83,6 +83,10 @@ impl Pass<'_> {
         }
         if passed {
             self.promise_more(workload, &reservation.attempt, promised);
+            // Nothing is left to be told; and what it has is promised already.
+            if runs {
+                return;
+            }
         }
         if self.schedulable(workload, reservation, demand, passed, promised) {
             let label = |p: &PodSetDemand| p.label.clone().unwrap_or_else(|| workload.key.uid.clone());
@@ -109,23 +113,24 @@ impl Pass<'_> {
         }
         let occupied: BTreeSet<NodeName> =
             self.live_pods(&workload.key).filter_map(|pod| self.whereabouts(pod)).collect();
-        let theirs = |c: &Claim| c.workload.uid == workload.key.uid && c.attempt == *attempt;
-        let mut left: Vec<(NodeName, PodSetName)> = Vec::new();
-        for (name, book) in self.books.iter().filter(|(name, _)| !occupied.contains(*name)) {
+        let theirs = |c: &Claim| c.attempt == *attempt;
+        let mut left: BTreeSet<(NodeName, PodSetName)> = BTreeSet::new();
+        for (name, book) in self.books_of(&workload.key.uid).filter(|(name, _)| !occupied.contains(*name)) {
             let Some(node) = self.world.nodes.get(name) else { continue };
             let leaves = |pod_set: &PodSetName| {
-                !self.fit_for_use(node) || demand.iter().any(|p| p.name == *pod_set && !selects(node, p))
+                self.unfit.contains(name) || demand.iter().any(|p| p.name == *pod_set && !selects(node, p))
             };
-            let claims = book.claims().iter().filter(|claim| theirs(claim) && leaves(&claim.pod_set));
+            let claims = book.claims().iter();
+            let claims =
+                claims.filter(|c| c.workload.uid == workload.key.uid && theirs(c) && leaves(&c.pod_set));
             left.extend(claims.map(|claim| (name.clone(), claim.pod_set.clone())));
         }
-        for (name, pod_set) in left {
-            let Some(book) = self.books.get_mut(&name) else { continue };
-            book.drop_claims(|claim| theirs(claim) && claim.pod_set == pod_set);
+        if !left.is_empty() {
+            self.drop_claims_of(&workload.key.uid, |name, claim| {
+                theirs(claim) && left.contains(&(name.clone(), claim.pod_set.clone()))
+            });
         }
-        let lagging =
-            self.books.keys().filter_map(|n| self.world.nodes.get(n)?.mig.as_ref()?.lagging_since).min();
-        if let Some(since) = lagging {
+        if let Some(since) = self.lagging_since {
             self.recheck(since + self.limits.agent_silence);
         }
     }
@@ -162,9 +167,7 @@ impl Pass<'_> {
     /// in its own time.
     fn give_up(&mut self, workload: &Workload, attempt: &Attempt) {
         if !self.has_live_pods(&workload.key) && self.may_start_over(workload) {
-            for book in self.books.values_mut() {
-                book.drop_claims(|c| c.workload.uid == workload.key.uid && c.attempt == *attempt);
-            }
+            self.drop_claims_of(&workload.key.uid, |_, c| c.attempt == *attempt);
         }
     }
 
@@ -200,7 +203,8 @@ impl Pass<'_> {
     /// The nodes on which the workload has claims.
     pub(super) fn claimed_on(&self, workload: &Workload, demand: &[PodSetDemand]) -> String {
         let claimed = |book: &&Ledger| demand.iter().any(|p| book.pods_of(&workload.key.uid, &p.name) > 0);
-        let nodes: Vec<&str> = self.books.values().filter(claimed).map(|book| book.name.as_str()).collect();
+        let books = self.books_of(&workload.key.uid).map(|(_, book)| book);
+        let nodes: Vec<&str> = books.filter(claimed).map(|book| book.name.as_str()).collect();
         nodes.join(", ")
     }
 
@@ -212,14 +216,15 @@ impl Pass<'_> {
                     && pod_set.slices.keys().any(|profile| book.taken().contains_key(profile))
             })
         };
-        let nodes: Vec<&str> = self.books.values().filter(robbed).map(|book| book.name.as_str()).collect();
+        let books = self.books_of(&workload.key.uid).map(|(_, book)| book);
+        let nodes: Vec<&str> = books.filter(robbed).map(|book| book.name.as_str()).collect();
         (!nodes.is_empty()).then(|| nodes.join(", "))
     }
 
     /// Since when the agents have been at work on what a workload claims.
     pub(super) fn begun(&self, workload: &WorkloadUid) -> Timestamp {
         let mut begun = Timestamp::default();
-        for (name, book) in &self.books {
+        for (name, book) in self.books_of(workload) {
             let Some(mig) = self.world.nodes.get(name).and_then(|n| n.mig.as_ref()) else { continue };
             for claim in book.claims().iter().filter(|c| c.workload.uid == *workload) {
                 let unwritten = (!mig.confirmed.claims.contains(claim)).then_some(self.now);
@@ -247,7 +252,7 @@ impl Pass<'_> {
         let mut mine: BTreeMap<(NodeName, ProfileName), u32> = BTreeMap::new();
         for pod_set in demand {
             let mut pods = 0;
-            for node in self.world.nodes.values() {
+            for node in self.nodes_of(&workload.key.uid).filter_map(|name| self.world.nodes.get(name)) {
                 let Some(mig) = &node.mig else { continue };
                 let claims = mig.lasting_claims().filter(|c| {
                     c.workload.uid == workload.key.uid
@@ -334,7 +339,7 @@ impl Pass<'_> {
     /// slices for them are his.
     fn promise_more(&self, workload: &Workload, attempt: &Attempt, promised: &mut Promised) {
         let theirs = |claim: &&Claim| claim.workload.uid == workload.key.uid && claim.attempt == *attempt;
-        for (name, book) in &self.books {
+        for (name, book) in self.books_of(&workload.key.uid) {
             let confirmed =
                 self.world.nodes.get(name).and_then(|n| n.mig.as_ref()).map(|m| &m.confirmed.claims);
             for claim in book.claims().iter().filter(theirs) {

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Pass, Pod, Snapshot};
 use crate::hands::Heirs;
-use crate::id::WorkloadUid;
+use crate::id::{NodeName, WorkloadUid};
 use crate::node::{Claim, Node};
 use crate::workload::{Demand, Reservation, Workload};
 
@@ -146,8 +146,12 @@ impl Pass<'_> {
                         u64::from(each) * u64::from(claim.pods) == u64::from(claim.slices)
                     })
             };
-            for book in self.books.values_mut() {
-                book.transfer_claims(wanted, &heir.key, attempt);
+            let nodes: Vec<NodeName> = self.nodes_of(old).cloned().collect();
+            for name in nodes {
+                if let Some(book) = self.books.get_mut(&name) {
+                    book.transfer_claims(wanted, &heir.key, attempt);
+                    self.note_claim(&heir.key.uid, &name);
+                }
             }
         }
     }

@@ -10,6 +10,7 @@ mod admit;
 mod holders;
 mod inherit;
 mod notice;
+mod offers;
 mod place;
 mod release;
 mod steer;
@@ -30,6 +31,7 @@ use crate::resources::Resources;
 use crate::time::Timestamp;
 use crate::workload::{CheckState, Policy, Workload};
 pub use notice::{Matter, Notice, Place, Subject};
+use offers::Offers;
 
 /// What the plan takes for granted.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -233,6 +235,14 @@ struct Pass<'a> {
     world: &'a Snapshot,
     limits: &'a Limits,
     books: BTreeMap<NodeName, Ledger>,
+    /// The nodes where each workload has claims, in the books or at the API server, or had some when the pass began.
+    claimed_at: BTreeMap<WorkloadUid, BTreeSet<NodeName>>,
+    /// The nodes to which no new claim may go.
+    unfit: BTreeSet<NodeName>,
+    /// What the nodes offer to pods of the kinds that have been placed.
+    offers: Vec<Offers>,
+    /// Since when the agent has not caught up that is the furthest behind.
+    lagging_since: Option<Timestamp>,
     /// Workloads that others have taken over from.
     heirs: Arc<Heirs>,
     /// The live pods of each workload.
@@ -272,6 +282,10 @@ impl<'a> Pass<'a> {
             world,
             limits,
             books: BTreeMap::new(),
+            claimed_at: BTreeMap::new(),
+            unfit: BTreeSet::new(),
+            offers: Vec::new(),
+            lagging_since: None,
             heirs,
             live,
             gated,
@@ -282,6 +296,12 @@ impl<'a> Pass<'a> {
             plan: Plan::default(),
         };
         for node in world.nodes.values() {
+            for claim in node.mig.iter().flat_map(|mig| mig.confirmed.claims.iter().chain(&mig.spec.claims)) {
+                pass.note_claim(&claim.workload.uid, &node.name);
+            }
+            if !pass.fit_for_use(node) {
+                pass.unfit.insert(node.name.clone());
+            }
             // Before its agent has reported, nothing can be said about a node's GPUs: its spec is left alone.
             let Some(mig) = node.mig.as_ref().filter(|mig| !mig.gpus.is_empty()) else { continue };
             let free = node.host.as_ref().map_or_else(Resources::default, |host| {
@@ -297,8 +317,38 @@ impl<'a> Pass<'a> {
                 pass.charge(&mut book, node, &workload, &pod_set);
             }
             pass.books.insert(node.name.clone(), book);
+            pass.lagging_since = pass.lagging_since.into_iter().chain(mig.lagging_since).min();
         }
         pass
+    }
+
+    /// Notes that a workload has a claim on a node.
+    fn note_claim(&mut self, workload: &WorkloadUid, node: &NodeName) {
+        if !self.claimed_at.get(workload).is_some_and(|nodes| nodes.contains(node)) {
+            self.claimed_at.entry(workload.clone()).or_default().insert(node.clone());
+        }
+    }
+
+    /// The nodes where a workload may have claims, by name.
+    fn nodes_of(&self, workload: &WorkloadUid) -> impl Iterator<Item = &NodeName> {
+        self.claimed_at.get(workload).into_iter().flatten()
+    }
+
+    /// The books in which a workload may have claims, by name.
+    fn books_of(&self, workload: &WorkloadUid) -> impl Iterator<Item = (&NodeName, &Ledger)> {
+        self.nodes_of(workload).filter_map(|name| self.books.get_key_value(name))
+    }
+
+    /// Strikes out claims of a workload for which `drop` says so, given the node.
+    fn drop_claims_of(&mut self, workload: &WorkloadUid, drop: impl Fn(&NodeName, &Claim) -> bool) {
+        let nodes: Vec<NodeName> = self.nodes_of(workload).cloned().collect();
+        for name in nodes {
+            let Some(book) = self.books.get_mut(&name) else { continue };
+            let dropped = book.drop_claims(|claim| claim.workload.uid == *workload && drop(&name, claim));
+            if !dropped.is_empty() {
+                self.note_change(&name);
+            }
+        }
     }
 
     /// Whether slices of a node are made anew after each pod: as soon as one policy that applies there wants it. A policy that

@@ -3,8 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::Pass;
+use super::offers::Offers;
 use crate::id::{Attempt, NodeName, WorkloadKey};
-use crate::ledger::{Ledger, NoFit, PodCost};
+use crate::ledger::{Ledger, NoFit};
 use crate::node::Node;
 use crate::workload::{PodSetDemand, Workload};
 
@@ -27,48 +28,67 @@ impl Pass<'_> {
         for pod_set in demand {
             self.anchor(workload, attempt, pod_set);
         }
-        let before = self.books.clone();
+        let mut before = BTreeMap::new();
         for pod_set in demand {
-            let placed = self.place_pod_set(&workload.key, attempt, pod_set);
+            let placed = self.place_pod_set(&workload.key, attempt, pod_set, &mut before);
             if let Err(obstacle) = placed {
-                self.books = before;
+                for (name, book) in before {
+                    self.note_change(&name);
+                    self.books.insert(name, book);
+                }
                 return Err(obstacle);
             }
         }
         Ok(())
     }
 
+    /// Enters claims for the pods of a pod set that have none yet. `before` keeps the books that it changes as they were.
     fn place_pod_set(
         &mut self,
         key: &WorkloadKey,
         attempt: &Attempt,
         demand: &PodSetDemand,
+        before: &mut BTreeMap<NodeName, Ledger>,
     ) -> Result<(), Obstacle> {
         let missing = demand.pods.saturating_sub(self.pods_claimed(key, demand));
         if missing == 0 {
             return Ok(());
         }
-        let nodes = self.admissible(demand)?;
-        let mut offers: BTreeMap<&NodeName, Result<(PodCost, Ledger), NoFit>> = BTreeMap::new();
+        let mut offers = self.take_offers(demand);
+        let placed = self.place_on_best(key, attempt, demand, missing, &mut offers, before);
+        self.keep_offers(offers);
+        placed
+    }
+
+    fn place_on_best(
+        &mut self,
+        key: &WorkloadKey,
+        attempt: &Attempt,
+        demand: &PodSetDemand,
+        missing: u32,
+        offers: &mut Offers,
+        before: &mut BTreeMap<NodeName, Ledger>,
+    ) -> Result<(), Obstacle> {
         for _ in 0..missing {
-            for name in &nodes {
-                if !offers.contains_key(name) {
-                    offers.insert(name, self.books[name].try_pod(demand));
+            let Some(best) = offers.best(self) else {
+                let nodes = offers.nodes.as_ref().map_err(Clone::clone)?;
+                if let Some(known) = offers.no_room.get(&demand.pods) {
+                    return Err(known.clone());
                 }
-            }
-            let best = offers
-                .iter()
-                .filter_map(|(name, offer)| offer.as_ref().ok().map(|(cost, _)| (*cost, *name)))
-                .min()
-                .map(|(_, name)| name);
-            let Some(best) = best else {
-                let reasons = offers.into_values().filter_map(Result::err).collect();
-                return Err(self.no_room(demand, &nodes, &reasons));
+                let obstacle = self.no_room(demand, nodes, &offers.refusals().cloned().collect());
+                offers.no_room.insert(demand.pods, obstacle.clone());
+                return Err(obstacle);
             };
-            if let Some(Ok((_, mut book))) = offers.remove(best) {
-                book.claim_pod(key, attempt, demand);
-                self.books.insert(best.clone(), book);
+            if let Some(book) = self.books.get_mut(&best)
+                && let Ok((_, mut with_pod)) = book.try_pod(demand)
+            {
+                with_pod.claim_pod(key, attempt, demand);
+                let as_it_was = std::mem::replace(book, with_pod);
+                before.entry(best.clone()).or_insert(as_it_was);
             }
+            offers.forget(&best);
+            self.note_change(&best);
+            self.note_claim(&key.uid, &best);
         }
         Ok(())
     }
@@ -86,15 +106,17 @@ impl Pass<'_> {
                     *book = with_pod;
                 }
             }
+            self.note_change(&node);
+            self.note_claim(&key.uid, &node);
         }
     }
 
     pub(super) fn pods_claimed(&self, key: &WorkloadKey, demand: &PodSetDemand) -> u32 {
-        self.books.values().map(|book| book.pods_of(&key.uid, &demand.name)).sum()
+        self.books_of(&key.uid).map(|(_, book)| book.pods_of(&key.uid, &demand.name)).sum()
     }
 
     /// The nodes on which the pods may run at all.
-    fn admissible(&self, demand: &PodSetDemand) -> Result<Vec<NodeName>, Obstacle> {
+    pub(super) fn admissible(&self, demand: &PodSetDemand) -> Result<Vec<NodeName>, Obstacle> {
         let managed: Vec<(&Node, &Ledger)> =
             self.books.iter().filter_map(|(name, book)| Some((self.world.nodes.get(name)?, book))).collect();
         let selected: Vec<_> = managed.into_iter().filter(|(node, _)| selects(node, demand)).collect();
@@ -187,6 +209,9 @@ impl Pass<'_> {
     fn most_ever(&self, demand: &PodSetDemand, nodes: &[NodeName]) -> Option<u32> {
         let mut most = 0;
         for name in nodes {
+            if most >= demand.pods {
+                break;
+            }
             let host = self.world.nodes.get(name)?.host.as_ref()?;
             let mut book = self.books.get(name)?.emptied(host.allocatable.clone());
             while most < demand.pods

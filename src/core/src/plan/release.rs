@@ -74,12 +74,8 @@ impl Pass<'_> {
     fn strike_out(&mut self, workload: &WorkloadKey, attempts: &BTreeSet<Attempt>) {
         let occupied: BTreeSet<NodeName> =
             self.live_pods(workload).filter_map(|pod| self.whereabouts(pod)).collect();
-        for (name, book) in &mut self.books {
-            if !occupied.contains(name) {
-                book.drop_claims(|claim| {
-                    claim.workload.uid == workload.uid && attempts.contains(&claim.attempt)
-                });
-            }
-        }
+        self.drop_claims_of(&workload.uid, |name, claim| {
+            !occupied.contains(name) && attempts.contains(&claim.attempt)
+        });
     }
 }

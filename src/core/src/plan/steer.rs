@@ -80,7 +80,8 @@ impl<'a> Pass<'a> {
             return None;
         }
         let demand = workload.demand_of(pod_set)?;
-        self.world.nodes.values().find_map(|node| {
+        self.nodes_of(&workload.key.uid).find_map(|name| {
+            let node = self.world.nodes.get(name)?;
             node.host.as_ref().filter(|host| host.ready)?;
             let mig = node.mig.as_ref()?;
             let claimed = mig

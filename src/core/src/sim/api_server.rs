@@ -6,7 +6,8 @@
 //!   none and tells nobody;
 //! * `metadata.generation`, which grows with `spec` and at the mark of deletion, but not with `status` or labels;
 //! * the status subresource: a write to the object leaves `status` alone, a write to `status` leaves all else alone;
-//! * preconditions: `resourceVersion` and `uid` in a body or in options of a deletion (409), `test` in a JSON patch (422);
+//! * preconditions: `resourceVersion` in a body or in options of a deletion (409); `uid` there (409, in a patch 422, in a patch
+//!   of the status of a custom resource none at all); `test` in a JSON patch (422);
 //! * deletion that waits for finalizers, and for the kubelet where the kind [lingers](Kind::lingers);
 //! * lists as of now or, from a watch cache, as of a while ago; watches from a version on, which tell every change of their
 //!   kind in order, and which are refused (410) when what they would tell has been forgotten.
@@ -48,8 +49,17 @@ pub trait Kind: Clone + PartialEq + fmt::Debug {
     const NAME: &'static str;
     /// Whether the API server counts generations of it; of Nodes it does not.
     const HAS_GENERATION: bool = true;
-    /// Whether it may be replaced without naming a version, as built-in kinds may and custom resources may not.
+    /// Whether it may be replaced without naming a version, as built-in kinds may and custom resources may not. Of a custom
+    /// resource a patch of `status` does not even look at the uid that it names.
     const UNCONDITIONAL_UPDATE: bool = false;
+
+    /// Whether it is deleted with grace, as Pods are: the mark of deletion is a change of its own even where it goes at once.
+    const GRACEFUL: bool = false;
+
+    /// Whether a change of `spec` raises `metadata.generation`; that a pod is bound does not.
+    fn raises_generation(before: &Self::Spec, after: &Self::Spec) -> bool {
+        before != after
+    }
 
     /// Whether an object that is deleted stays until somebody deletes it without grace, as a pod does that is bound and not over.
     fn lingers(object: &Object<Self>) -> bool {
@@ -140,6 +150,13 @@ pub struct Object<K: Kind> {
     pub status: K::Status,
 }
 
+impl<K: Kind> Object<K> {
+    /// Whether nothing keeps it any more.
+    fn goes(&self) -> bool {
+        self.meta.deleting && self.meta.grace_is_over && self.meta.marks.finalizers.is_empty()
+    }
+}
+
 /// An object to be made.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Draft<K: Kind> {
@@ -191,18 +208,17 @@ impl Guard {
         Self::Body { uid: Some(uid.clone()), version: None }
     }
 
-    fn check(&self, meta: &Meta) -> Result<(), Refusal> {
+    /// `stranger`: what is said of another object's uid.
+    fn check(&self, meta: &Meta, stranger: Refusal) -> Result<(), Refusal> {
         let is = |uid: &Option<Arc<str>>| uid.as_ref().is_none_or(|uid| *uid == meta.uid);
         match self {
-            Self::Any => Ok(()),
-            Self::Body { uid, version } => {
-                let holds = is(uid) && version.is_none_or(|version| version == meta.version);
-                if holds { Ok(()) } else { Err(Refusal::Conflict) }
-            }
+            Self::Body { version: Some(version), .. } if *version != meta.version => Err(Refusal::Conflict),
+            Self::Body { uid, .. } if !is(uid) => Err(stranger),
             Self::Test { uid, generation } => {
                 let holds = is(uid) && generation.is_none_or(|generation| generation == meta.generation);
                 if holds { Ok(()) } else { Err(Refusal::Invalid) }
             }
+            Self::Any | Self::Body { .. } => Ok(()),
         }
     }
 }
@@ -219,7 +235,7 @@ pub enum Refusal {
     /// A precondition does not hold.
     #[error("the object has been modified")]
     Conflict,
-    /// A `test` does not hold, a version is missing, or a finalizer comes too late.
+    /// A `test` does not hold, a patch is of another uid, a version is missing, or a finalizer comes too late.
     #[error("invalid")]
     Invalid,
     /// What has been asked for is no longer remembered.
@@ -255,7 +271,7 @@ pub enum Change {
 pub struct Event<K: Kind> {
     /// What has happened.
     pub change: Change,
-    /// The object after it; when it was deleted, as it was last, with the version of the deletion.
+    /// The object after it; when it was deleted, as it was before, with the version of the deletion.
     pub object: Arc<Object<K>>,
 }
 
@@ -291,8 +307,8 @@ pub struct Collection<K: Kind> {
     revisions: Revisions,
     objects: BTreeMap<Key, Arc<Object<K>>>,
     history: Vec<Event<K>>,
-    /// How many events at the beginning of `history` nobody may ask for any more.
-    forgotten: usize,
+    /// The first revision that may still be asked for.
+    compacted: u64,
     /// Whether preconditions are looked at; without them it is not the API server any more.
     heeds_guards: bool,
     requests: Requests,
@@ -305,7 +321,7 @@ impl<K: Kind> Collection<K> {
             revisions: revisions.clone(),
             objects: BTreeMap::new(),
             history: Vec::new(),
-            forgotten: 0,
+            compacted: 0,
             heeds_guards: true,
             requests: Requests::default(),
         }
@@ -338,7 +354,7 @@ impl<K: Kind> Collection<K> {
 
     /// `GET` of all, as of a revision: what a watch cache gives that has not heard of what came after it.
     pub fn list_at(&self, version: u64) -> Result<List<K>, Refusal> {
-        if self.forgotten > 0 && self.history[self.forgotten - 1].object.meta.version > version {
+        if version < self.compacted {
             return Err(Refusal::Expired);
         }
         let mut objects: BTreeMap<&Key, &Arc<Object<K>>> = BTreeMap::new();
@@ -354,8 +370,10 @@ impl<K: Kind> Collection<K> {
 
     /// `GET` with `watch` of all that happens after a revision.
     pub fn watch(&self, version: u64) -> Result<Watch, Refusal> {
-        let next = self.history.partition_point(|event| event.object.meta.version <= version);
-        if next < self.forgotten { Err(Refusal::Expired) } else { Ok(Watch { next }) }
+        if version < self.compacted {
+            return Err(Refusal::Expired);
+        }
+        Ok(Watch { next: self.history.partition_point(|event| event.object.meta.version <= version) })
     }
 
     /// The next event of a watch, if there is one.
@@ -380,10 +398,9 @@ impl<K: Kind> Collection<K> {
         &self.history[n].object
     }
 
-    /// From now on no watch can begin at a revision before this one.
+    /// From now on nothing can be asked for as of a revision before this one, even where nothing has changed since.
     pub fn compact(&mut self, version: u64) {
-        let known = self.history.partition_point(|event| event.object.meta.version <= version);
-        self.forgotten = self.forgotten.max(known);
+        self.compacted = self.compacted.max(version);
     }
 
     /// `POST`.
@@ -402,6 +419,7 @@ impl<K: Kind> Collection<K> {
             marks: draft.marks,
         };
         let object = Arc::new(Object { meta, spec: draft.spec, status: K::Status::default() });
+        self.requests.written += 1;
         Ok(self.put(Change::Added, object))
     }
 
@@ -422,11 +440,15 @@ impl<K: Kind> Collection<K> {
 
     fn guard_of(&mut self, object: &Object<K>) -> Result<Guard, Refusal> {
         let (uid, version) = (&object.meta.uid, object.meta.version);
-        if version == 0 && !K::UNCONDITIONAL_UPDATE && self.objects.contains_key(&object.meta.key) {
+        let guard = Guard::Body {
+            uid: (!uid.is_empty()).then(|| uid.clone()),
+            version: (version != 0).then_some(version),
+        };
+        self.admit(&object.meta.key, &guard, Refusal::Conflict)?;
+        if version == 0 && !K::UNCONDITIONAL_UPDATE {
             return self.refuse(Refusal::Invalid);
         }
-        let uid = (!uid.is_empty()).then(|| uid.clone());
-        Ok(Guard::Body { uid, version: (version != 0).then_some(version) })
+        Ok(guard)
     }
 
     /// `PATCH` of the object: labels, finalizers and `spec`.
@@ -436,7 +458,7 @@ impl<K: Kind> Collection<K> {
         guard: &Guard,
         change: impl FnOnce(&mut Marks, &mut K::Spec),
     ) -> Result<Arc<Object<K>>, Refusal> {
-        let before = self.admit(key, guard)?;
+        let before = self.admit(key, guard, Refusal::Invalid)?;
         let mut after = (*before).clone();
         change(&mut after.meta.marks, &mut after.spec);
         let late =
@@ -444,7 +466,7 @@ impl<K: Kind> Collection<K> {
         if late {
             return self.refuse(Refusal::Invalid);
         }
-        if after.spec != before.spec && K::HAS_GENERATION {
+        if K::HAS_GENERATION && K::raises_generation(&before.spec, &after.spec) {
             after.meta.generation += 1;
         }
         self.write(&before, after)
@@ -457,7 +479,13 @@ impl<K: Kind> Collection<K> {
         guard: &Guard,
         change: impl FnOnce(&mut K::Status),
     ) -> Result<Arc<Object<K>>, Refusal> {
-        let before = self.admit(key, guard)?;
+        let version = match guard {
+            Guard::Body { version, .. } if !K::UNCONDITIONAL_UPDATE => {
+                Some(Guard::Body { uid: None, version: *version })
+            }
+            _ => None,
+        };
+        let before = self.admit(key, version.as_ref().unwrap_or(guard), Refusal::Invalid)?;
         let mut after = (*before).clone();
         change(&mut after.status);
         self.write(&before, after)
@@ -479,20 +507,29 @@ impl<K: Kind> Collection<K> {
         guard: &Guard,
         now: bool,
     ) -> Result<Option<Arc<Object<K>>>, Refusal> {
-        let before = self.admit(key, guard)?;
+        let mut before = self.admit(key, guard, Refusal::Conflict)?;
         let mut after = (*before).clone();
-        after.meta.grace_is_over |= now || !K::lingers(&before);
+        after.meta.grace_is_over |= now;
         if !before.meta.deleting {
+            after.meta.grace_is_over |= !K::lingers(&before);
             after.meta.deleting = true;
             after.meta.generation += i64::from(K::HAS_GENERATION);
+        }
+        if K::GRACEFUL && after != *before {
+            after.meta.version = self.revisions.next();
+            before = self.put(Change::Modified, Arc::new(after.clone()));
+            if !after.goes() {
+                self.requests.written += 1;
+                return Ok(Some(before));
+            }
         }
         self.write(&before, after)?;
         Ok(self.objects.get(key).cloned())
     }
 
-    fn admit(&mut self, key: &Key, guard: &Guard) -> Result<Arc<Object<K>>, Refusal> {
+    fn admit(&mut self, key: &Key, guard: &Guard, stranger: Refusal) -> Result<Arc<Object<K>>, Refusal> {
         let Some(object) = self.objects.get(key).cloned() else { return self.refuse(Refusal::NotFound) };
-        match guard.check(&object.meta) {
+        match guard.check(&object.meta, stranger) {
             Err(refusal) if self.heeds_guards => self.refuse(refusal),
             _ => Ok(object),
         }
@@ -504,17 +541,22 @@ impl<K: Kind> Collection<K> {
     }
 
     fn write(&mut self, before: &Object<K>, mut after: Object<K>) -> Result<Arc<Object<K>>, Refusal> {
-        let goes = after.meta.deleting && after.meta.grace_is_over && after.meta.marks.finalizers.is_empty();
+        let goes = after.goes();
         if after == *before && !goes {
             self.requests.idle += 1;
             return self.get(&before.meta.key);
         }
-        after.meta.version = self.revisions.next();
+        self.requests.written += 1;
+        let version = self.revisions.next();
+        if goes {
+            // Nobody ever sees what it was about to become.
+            after = before.clone();
+        }
+        after.meta.version = version;
         Ok(self.put(if goes { Change::Deleted } else { Change::Modified }, Arc::new(after)))
     }
 
     fn put(&mut self, change: Change, object: Arc<Object<K>>) -> Arc<Object<K>> {
-        self.requests.written += 1;
         match change {
             Change::Added | Change::Modified => self.objects.insert(object.meta.key.clone(), object.clone()),
             Change::Deleted => self.objects.remove(&object.meta.key),

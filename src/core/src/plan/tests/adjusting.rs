@@ -101,7 +101,7 @@ fn a_workload_that_cannot_have_back_what_it_lost_is_queued_again_after_the_hold(
     world.settle();
     assert_eq!(world.state("job"), CheckState::Ready);
     assert!(world.plan().recheck_at.is_some(), "somebody has to look again");
-    world.pass_time(HOLD);
+    world.pass_time(HOLD * 8);
     world.settle();
     let (state, message) = world.check("job");
     assert_eq!(state, CheckState::Retry);
@@ -117,7 +117,7 @@ fn a_pod_that_waits_for_its_predecessor_to_end_is_no_reason_to_start_over() {
     let (mut world, pods) = two_running();
     world.snap.pods.get_mut(&pods[0]).unwrap().deleting = true;
     let replacement = world.create_pod("job");
-    world.pass_time(HOLD * 10);
+    world.pass_time(HOLD * 80);
     world.settle();
     assert_eq!(world.state("job"), CheckState::Ready);
     assert!(world.pod(&replacement).gated);
@@ -142,7 +142,7 @@ fn a_slice_that_cannot_be_made_for_a_waiting_pod_sends_the_workload_back_to_the_
     world.broken.insert(place);
     world.create_pod("job");
     world.settle();
-    world.pass_time(HOLD + Duration::from_secs(5));
+    world.pass_time(HOLD * 8 + Duration::from_secs(5));
     world.settle();
     let (state, message) = world.check("job");
     assert_eq!(state, CheckState::Retry, "{message}");
@@ -182,7 +182,7 @@ fn a_pod_that_has_waited_long_for_its_predecessor_is_given_time_to_get_its_slice
     world.snap.pods.get_mut(&pods[0]).unwrap().deleting = true;
     let replacement = world.create_pod("job");
     world.settle();
-    world.pass_time(HOLD * 10);
+    world.pass_time(HOLD * 80);
     world.settle();
     // The API server says that the pod is over before its agent says that the slice is free.
     world.end_pod(&pods[0]);
@@ -196,7 +196,7 @@ fn a_pod_that_has_waited_long_for_its_predecessor_is_given_time_to_get_its_slice
 fn a_pod_that_nobody_needs_does_not_make_others_impatient() {
     let (mut world, pods) = two_running();
     world.create_pod("job");
-    world.pass_time(HOLD * 10);
+    world.pass_time(HOLD * 80);
     world.settle();
     world.end_pod(&pods[0]);
     world.create_pod("job");
@@ -228,7 +228,7 @@ fn a_workload_none_of_whose_pods_could_begin_is_queued_again_after_the_hold() {
     world.create_pod("job");
     world.host_mut("n0").ready = false;
     world.settle();
-    world.pass_time(HOLD);
+    world.pass_time(HOLD * 8);
     world.settle();
     let (state, message) = world.check("job");
     assert_eq!(state, CheckState::Retry);

@@ -18,6 +18,7 @@ impl Kind for Guest {
     type Status = bool;
     const NAME: &'static str = "Guest";
     const UNCONDITIONAL_UPDATE: bool = true;
+    const GRACEFUL: bool = true;
 
     fn lingers(object: &Object<Self>) -> bool {
         object.spec && !object.status
@@ -95,7 +96,8 @@ fn a_write_is_refused_when_its_precondition_no_longer_holds() {
     let other = || Some("another".into());
     let cases = [
         (Guard::version(lamp.meta.version), Err(Refusal::Conflict)),
-        (Guard::Body { uid: other(), version: None }, Err(Refusal::Conflict)),
+        (Guard::Body { uid: other(), version: None }, Err(Refusal::Invalid)),
+        (Guard::Body { uid: other(), version: Some(lamp.meta.version) }, Err(Refusal::Conflict)),
         (Guard::Test { uid: other(), generation: Some(1) }, Err(Refusal::Invalid)),
         (Guard::Test { uid: None, generation: Some(2) }, Err(Refusal::Invalid)),
         // Another writer of status does not stand in the way of one of spec.
@@ -105,9 +107,21 @@ fn a_write_is_refused_when_its_precondition_no_longer_holds() {
         assert_eq!(lamps.patch(key, &guard, |_, spec| *spec = 3).map(|_| ()), expected, "{guard:?}");
     }
     assert_eq!(lamps.replace(&lamp), Err(Refusal::Conflict));
+    assert_eq!(lamps.delete(key, &Guard::uid(&"another".into())), Err(Refusal::Conflict));
     assert_eq!(lamps.delete(key, &Guard::version(lamp.meta.version)), Err(Refusal::Conflict));
     assert_eq!(lamps.get(&Key::new("", "yard")), Err(Refusal::NotFound));
     assert_eq!(lamps.patch(&Key::new("", "yard"), &Guard::Any, |_, _| ()), Err(Refusal::NotFound));
+}
+
+#[test]
+fn the_status_of_a_custom_resource_goes_to_whoever_has_the_name() {
+    let (mut lamps, lamp) = lamps();
+    let (other, stale) = (Guard::uid(&"another".into()), Guard::version(lamp.meta.version));
+    assert_eq!(lamps.patch_status(&lamp.meta.key, &other, |status| *status = 1).unwrap().status, 1);
+    assert_eq!(lamps.patch_status(&lamp.meta.key, &stale, |status| *status = 2), Err(Refusal::Conflict));
+
+    let (mut guests, key) = guest(true);
+    assert_eq!(guests.patch_status(&key, &other, |status| *status = true), Err(Refusal::Invalid));
 }
 
 #[test]
@@ -159,12 +173,15 @@ fn a_pod_that_runs_stays_until_its_kubelet_lets_it_go() {
     assert!(guests.delete(&key, &Guard::Any).unwrap().unwrap().meta.deleting);
     // That it is over by itself does not end it: its kubelet still has the last word.
     guests.patch_status(&key, &Guard::Any, |over| *over = true).unwrap();
-    assert!(guests.get(&key).is_ok());
+    assert!(guests.delete(&key, &Guard::Any).unwrap().is_some());
     assert_eq!(guests.delete_now(&key, &Guard::Any).unwrap(), None);
     assert_eq!(guests.get(&key), Err(Refusal::NotFound));
 
     let (mut guests, key) = guest(false);
+    let mut watch = guests.watch(1).unwrap();
     assert_eq!(guests.delete(&key, &Guard::Any).unwrap(), None, "one that was never bound goes at once");
+    assert_eq!(told(&guests, &mut watch), [(Change::Modified, 2), (Change::Deleted, 3)]);
+    assert_eq!(guests.requests(), Requests { written: 2, idle: 0, refused: 0 });
 }
 
 #[test]
@@ -186,6 +203,16 @@ fn a_watch_tells_everything_after_its_version_in_order() {
 }
 
 #[test]
+fn what_is_deleted_is_told_as_it_was_before() {
+    let (mut lamps, lamp) = lamps();
+    lamps.delete(&lamp.meta.key, &Guard::Any).unwrap();
+    let mut last = (*lamp).clone();
+    last.meta.version = 2;
+    let event = lamps.next(&mut lamps.watch(1).unwrap()).cloned();
+    assert_eq!(event, Some(Event { change: Change::Deleted, object: Arc::new(last) }));
+}
+
+#[test]
 fn a_list_from_a_cache_may_be_older_than_the_last_write() {
     let (mut lamps, lamp) = lamps();
     lamps.patch(&lamp.meta.key, &Guard::Any, |_, spec| *spec = 2).unwrap();
@@ -203,6 +230,9 @@ fn what_has_been_compacted_cannot_be_watched_or_listed() {
     assert_eq!(lamps.watch(1), Err(Refusal::Expired));
     assert_eq!(lamps.list_at(1), Err(Refusal::Expired));
     assert!(lamps.watch(2).is_ok() && lamps.list_at(2).is_ok());
+    // That of this kind there is nothing to be told does not count.
+    lamps.compact(3);
+    assert_eq!(lamps.watch(2), Err(Refusal::Expired));
     assert_eq!(lamps.list().items[0].spec, 2);
 }
 
