@@ -329,8 +329,8 @@ async fn whatever_a_former_leader_still_sends_is_refused_though_nothing_else_has
     world
         .until("the new leader has taken over", || async {
             let port = controller.spec().port.context("port")?;
-            let decides = get(port, "/metrics").await?.contains("slicegate_plan_seconds_count");
-            Ok(decides && terms(&world).await?.iter().zip(&before).all(|(now, before)| now != before))
+            let at_work = get(port, "/metrics").await?.contains("slicegate_plan_seconds_count");
+            Ok(at_work && terms(&world).await?.iter().zip(&before).all(|(now, before)| now != before))
         })
         .await?;
     let node = world.mig_node("gpu-a30").await?;
