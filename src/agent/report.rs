@@ -354,10 +354,10 @@ mod tests {
         }
         let orphan = SliceStatus { process: Some(7), ..in_state(ApiState::InUse) };
         assert!(
-            is_awaited(Some(&state(ApiState::InUse)), &with(&[orphan.clone()], 1)),
+            is_awaited(Some(&state(ApiState::InUse)), &with(std::slice::from_ref(&orphan), 1)),
             "out of its claim's reach"
         );
-        assert!(!is_awaited(Some(&with(&[orphan.clone()], 1)), &with(&[orphan], 2)));
+        assert!(!is_awaited(Some(&with(std::slice::from_ref(&orphan), 1)), &with(&[orphan], 2)));
         let unhealthy = MIGNodeStatus { driver_version: Some("580".to_owned()), ..none.clone() };
         assert!(is_awaited(Some(&none), &unhealthy), "anything else");
     }

@@ -66,7 +66,7 @@ async fn a_workload_that_finds_no_room_says_why_once_and_then_only_waits() -> Re
             .await?;
     place.submit(&place.job("whole", 1, &[("4g.24gb", 1)])).await?;
     place
-        .until("it is told why", || async { Ok(place.told("whole").await?.is_some_and(|t| t.1 != "")) })
+        .until("it is told why", || async { Ok(place.told("whole").await?.is_some_and(|t| !t.1.is_empty())) })
         .await?;
     // Meanwhile others come and go, which makes the controller decide anew each time.
     for round in 0..3 {
@@ -144,7 +144,7 @@ async fn between_two_attempts_the_quota_is_free_for_others() -> Result<()> {
     };
     submit("whole", "4g.24gb").await?;
     place
-        .until("it is told why", || async { Ok(place.told("whole").await?.is_some_and(|t| t.1 != "")) })
+        .until("it is told why", || async { Ok(place.told("whole").await?.is_some_and(|t| !t.1.is_empty())) })
         .await?;
     submit("small", "1g.6gb").await?;
     place.until_running("small", 1).await?;

@@ -75,9 +75,8 @@ impl WorkloadChecker {
     /// The versions so far of the Workloads that a job or pod owns, in order.
     pub fn versions(&self, owner: &str) -> Vec<Version> {
         let found = self.found();
-        let owned =
-            |version: &&Value| items(version, "/metadata/ownerReferences").any(|o| o["name"] == owner);
-        found.versions.values().flatten().filter(owned).cloned().map(Version).collect()
+        let mine = |version: &&Value| items(version, "/metadata/ownerReferences").any(|o| o["name"] == owner);
+        found.versions.values().flatten().filter(mine).cloned().map(Version).collect()
     }
 
     /// Ends, and fails if anything was ever wrong. Waits until it has seen what there is now.

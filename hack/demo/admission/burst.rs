@@ -85,7 +85,7 @@ impl Bench<'_> {
         let tracks: Vec<(Instant, Track)> =
             submitted.iter().map(|(name, at)| (*at, self.observer.track(name))).collect();
         self.clear().await?;
-        let last = tracks.iter().filter_map(|(_, track)| track.admitted).max().context("no Jobs")?;
+        let latest = tracks.iter().filter_map(|(_, track)| track.admitted).max().context("no Jobs")?;
         let spans = |from: fn(&(Instant, Track)) -> Option<Instant>, to: fn(&Track) -> Option<Instant>| {
             let span = |t: &(Instant, Track)| Some(to(&t.1)?.saturating_duration_since(from(t)?));
             tracks.iter().filter_map(span).collect()
@@ -93,7 +93,7 @@ impl Bench<'_> {
         Ok(Burst {
             setting,
             round,
-            admitted: last.duration_since(begun),
+            admitted: latest.duration_since(begun),
             running,
             since_submitted: spans(|t| Some(t.0), |t| t.admitted),
             to_ready: spans(|t| t.1.reserved, |t| t.ready),

@@ -175,14 +175,13 @@ fn holder(slice: &api::SliceStatus) -> Option<Holder> {
 
 fn state_from_api(slice: &api::SliceStatus) -> SliceState {
     match slice.state {
-        api::SliceState::Creating => SliceState::Creating,
         api::SliceState::Idle => SliceState::Idle,
         api::SliceState::InUse => SliceState::InUse,
         api::SliceState::Draining => SliceState::Draining,
         api::SliceState::Failed => SliceState::Failed,
-        // Whatever it means: who has it keeps it, and nobody else is promised it.
+        // Whatever the unknown means: who has it keeps it, and nobody else is promised it.
         api::SliceState::Unknown if holder(slice).is_some() => SliceState::InUse,
-        api::SliceState::Unknown => SliceState::Creating,
+        api::SliceState::Creating | api::SliceState::Unknown => SliceState::Creating,
     }
 }
 

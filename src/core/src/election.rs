@@ -221,7 +221,7 @@ impl Election {
             return Step::StepDown(loss);
         }
         let due = match (&self.term, &self.seen) {
-            // Nothing is known yet; or there is no record any more, and somebody else could make it.
+            // Nothing is known yet; or the Lease is gone, and is made again before somebody else makes it.
             (None, None) | (Some(_), Some(Seen { observation: Observation { record: None, .. }, .. })) => now,
             (Some(term), _) => term.renewed + self.times.retry_period,
             // Silence can be the watch's, too.

@@ -148,9 +148,9 @@ impl Candidate {
         let begun = since_boot();
         let now = MicroTime(jiff::Timestamp::now());
         let mut lease = self.object.clone().unwrap_or_default();
-        let acquired = lease.spec.take().and_then(|spec| spec.acquire_time).filter(|_| !acquires);
+        let since = lease.spec.take().and_then(|spec| spec.acquire_time).filter(|_| !acquires);
         lease.spec = Some(LeaseSpec {
-            acquire_time: Some(acquired.unwrap_or_else(|| now.clone())),
+            acquire_time: Some(since.unwrap_or_else(|| now.clone())),
             holder_identity: Some(self.me.clone()),
             lease_duration_seconds: i32::try_from(self.times.lease_duration.as_secs()).ok(),
             lease_transitions: i32::try_from(transitions).ok(),

@@ -147,12 +147,15 @@ fn nanoseconds(time: Duration) -> u64 {
     u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
+type Renewal = JoinHandle<Result<(), Loss>>;
+
 /// A part in the election.
 #[derive(Debug)]
 pub struct Lease {
     roles: watch::Receiver<Role>,
     hold: Hold,
-    task: Option<(oneshot::Sender<()>, JoinHandle<Result<(), Loss>>)>,
+    /// The part that renews, and what asks it to release.
+    task: Option<(oneshot::Sender<()>, Renewal)>,
 }
 
 impl Lease {

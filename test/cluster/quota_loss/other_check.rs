@@ -10,6 +10,7 @@ use super::{CLUSTER, Holder, half_of_an_a30, slow_to_stop, workload};
 use crate::queues;
 use crate::shared::Group;
 use crate::watched::Watched;
+use crate::workload_checker::Version;
 
 /// An A30 in a queue that also asks a check which the test plays.
 pub async fn place_with_other(name: &str) -> Result<Watched> {
@@ -81,13 +82,13 @@ async fn when_another_check_retries_before_admission_the_slices_are_given_back_a
     place.submit(&slow_to_stop(&place, "job", 2)).await?;
     until_ready(&place, "job").await?;
     let uid = workload(&place, "job").await?.uid().unwrap_or_default();
-    let first = place.claims_of(&uid).await?;
-    assert_eq!(first.iter().map(|claim| claim.pods).sum::<u32>(), 2);
+    assert_eq!(place.claims_of(&uid).await?.iter().map(|claim| claim.pods).sum::<u32>(), 2);
     says(&place, "job", "Retry").await?;
     place
-        .until("the reservation is another", || async {
-            let claims = place.claims_of(&uid).await?;
-            Ok(!claims.is_empty() && claims.iter().all(|claim| claim.attempt != first[0].attempt))
+        .until("it has another reservation", || async {
+            let versions = place.workloads().versions("job");
+            let lost = versions.iter().position(|v| v.is("Evicted") && !v.is("QuotaReserved"));
+            Ok(lost.is_some_and(|lost| versions[lost..].iter().any(Version::holds)))
         })
         .await?;
     until_ready(&place, "job").await?;

@@ -59,16 +59,16 @@ async fn what_a_cohort_lent_comes_back_when_the_last_pod_of_the_borrower_is_gone
     let name = "by-reclaim";
     let place = Watched::enter(&CLUSTER, name, vec![half_of_an_a30(name)]).await?;
     place.queue(json!({}), &[("2g.12gb", 2)]).await?;
-    let mut borrower = queues::cluster_queue("borrower", &[name], &[(name, &[("2g.12gb", 0)])]);
-    borrower["spec"]["cohortName"] = json!(name);
-    place.rig().apply_objects(vec![borrower, queues::local_queue(name, "borrower", "borrower")]).await?;
+    let mut borrowing = queues::cluster_queue("borrower", &[name], &[(name, &[("2g.12gb", 0)])]);
+    borrowing["spec"]["cohortName"] = json!(name);
+    place.rig().apply_objects(vec![borrowing, queues::local_queue(name, "borrower", "borrower")]).await?;
     let lends = json!({"spec": {"cohortName": name, "preemption": {"reclaimWithinCohort": "Any"}}});
     queues::patch(&place.client, "ClusterQueue", None, name, &lends).await?;
-    let mut borrowed = slow_to_stop(&place, "borrowed", 2);
-    borrowed["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] = json!("borrower");
-    place.submit(&borrowed).await?;
-    let borrowed = Holder::of(&place, "borrowed", 2).await?;
+    let mut job = slow_to_stop(&place, "borrowed", 2);
+    job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] = json!("borrower");
+    place.submit(&job).await?;
+    let victim = Holder::of(&place, "borrowed", 2).await?;
     place.submit(&slow_to_stop(&place, "owner", 2)).await?;
-    takes_over(&place, &borrowed, "owner").await?;
+    takes_over(&place, &victim, "owner").await?;
     place.leave().await
 }

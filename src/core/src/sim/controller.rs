@@ -453,7 +453,9 @@ impl World {
         controller.life = Life::Dead;
         controller.cut_off |= cut_off;
         self.say(|| format!("controller {id} dies"));
-        self.after(ms(1000), Event::StartController);
+        // One that stands by is there sooner than one that is started again.
+        let pause = if self.pods_lag.is_some() { ms(200) } else { ms(1000) };
+        self.after(pause, Event::StartController);
     }
 
     /// A list arrives, from a watch cache that may be behind.
