@@ -147,7 +147,17 @@ impl Writer {
         let result = api.patch(&pod.name, &params(), &Patch::Strategic(patch)).await;
         let unchanged = |object: &Pod| object.resource_version().as_deref() == Some(expect);
         let name = format!("{}/{}", pod.namespace, pod.name);
-        self.finish("pod", &name, result, &api, Update::Pod, unchanged).await
+        let mut outcome = self.finish("pod", &name, result, &api, Update::Pod, unchanged).await;
+        // Whether a write without an answer was carried out is not known before the pod has been read: it may be running, and
+        // must not be taken for one that holds nothing.
+        while let (Outcome::Failed, None) = &outcome {
+            match api.get_opt(&pod.name).await {
+                Ok(Some(object)) => outcome.1 = Some(Update::Pod(Change::Apply(object))),
+                Ok(None) => break,
+                Err(error) => self.complain("pod", &name, &error).await,
+            }
+        }
+        outcome
     }
 
     /// All the pods of a workload, which may bear any of these labels, as the API server has them now, and the version of
