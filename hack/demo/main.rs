@@ -45,7 +45,7 @@ struct Args {
     #[arg(long, default_value_t = 500)]
     jobs: usize,
     /// Jobs submitted a second in a burst of bench-admission; 0: as many as the API server takes.
-    #[arg(long, default_value_t = 8.0)]
+    #[arg(long, default_value_t = 5.0)]
     rate: f64,
     /// A file for the figures of bench-node or bench-admission and each single time.
     #[arg(long, value_name = "FILE")]
