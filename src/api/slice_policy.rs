@@ -35,7 +35,7 @@ pub struct SlicePolicySpec {
     pub hold_seconds: u32,
     /// The hold doubles each time that a workload was queued again without finding room, up to this many seconds. It is also how
     /// long nodes that a ProvisioningRequest has brought may take until they have slices to offer, and how long a pod of an
-    /// admitted workload waits for a slice in place of one that was lost before all of the workload is queued again.
+    /// admitted workload waits for a slice in place of one that was lost, while others of it run, before all is queued again.
     #[serde(default = "max_hold_seconds")]
     #[schemars(range(min = 1, max = 86400))]
     pub max_hold_seconds: u32,

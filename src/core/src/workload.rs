@@ -169,11 +169,12 @@ impl Workload {
         }
     }
 
-    /// How long one of its pods may wait for a slice after admission before the whole of it is queued again: the longest hold, so
-    /// that a node that restarts does not cost the pods on others their work.
-    pub fn patience(&self) -> Duration {
-        let holds = self.checks.iter().filter_map(|c| c.policy.as_ref()).map(|p| p.max_hold.max(p.hold));
-        holds.min().unwrap_or(Policy::default().max_hold)
+    /// How long one of its pods may wait for a slice after admission before the whole of it is queued again. While others of
+    /// its pods run, the longest hold, so that a node that restarts does not cost them their work.
+    pub fn patience(&self, others_run: bool) -> Duration {
+        let policies = self.checks.iter().filter_map(|c| c.policy.as_ref());
+        let hold = |p: &Policy| if others_run { p.max_hold.max(p.hold) } else { p.hold };
+        policies.map(hold).min().unwrap_or(hold(&Policy::default()))
     }
 
     /// Whether it still has a right to what it has claimed: quota, and work to do.

@@ -136,15 +136,18 @@ async fn without_another_node_the_workload_waits_for_its_hold_and_is_queued_agai
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_workload_of_which_nothing_is_left_running_is_queued_again_at_once() -> Result<()> {
+async fn a_workload_of_which_nothing_is_left_running_is_queued_again_after_the_first_hold() -> Result<()> {
     let name = "nothing-left";
     let place = Watched::enter(&CLUSTER, name, vec![half_of_an_a30(name)]).await?;
-    place.queue(json!({"holdSeconds": 600, "maxHoldSeconds": 600}), &[("4g.24gb", 2)]).await?;
+    place.queue(json!({"holdSeconds": 1, "maxHoldSeconds": 600}), &[("4g.24gb", 2)]).await?;
     place.submit(&impatient(&place, "job", 1)).await?;
     place.until_running("job", 1).await?;
     let _silence = silence(&place, name).await?;
     let told = until_queued_again(&place, "job").await?;
-    assert!(told.starts_with("The reservation was lost. Every node of flavor nothing-left "), "{told}");
+    assert!(
+        told.starts_with("A pod waits for a slice that cannot be had. Every node of flavor nothing-left "),
+        "{told}"
+    );
     place.add_nodes(vec![half_of_an_a30("nothing-left-b")]).await?;
     assert_eq!(node_of(&place, "job").await?, "nothing-left-b");
     place.leave().await

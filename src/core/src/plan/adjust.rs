@@ -120,7 +120,8 @@ impl<'a> Pass<'a> {
             else {
                 continue;
             };
-            let patience = workload.patience().max(self.limits.patience);
+            let others_run = self.has_live_pods(&workload.key);
+            let patience = workload.patience(others_run).max(self.limits.patience);
             let until = (since + patience).max(self.begun(uid) + self.limits.patience);
             if until > self.now {
                 self.recheck(until);
