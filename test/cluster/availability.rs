@@ -339,7 +339,7 @@ async fn whatever_a_former_leader_still_sends_is_refused_though_nothing_else_has
     let kubeconfig = world.operator.controller_kubeconfig(&world.rig).await?;
     let writer = Writer::new(world.rig.client_of(&kubeconfig).await?);
     let refused = ["spec", "pod", "Ready", "Retry"].map(|what| (what, Outcome::Conflict));
-    assert_eq!(decided.send(&writer).await, refused);
+    assert_eq!(Box::pin(decided.send(&writer)).await, refused);
     let (state, _) = world.check("default", "waiting").await?.context("a check")?;
     assert_eq!(state, kueue::CheckState::Pending);
     let pod = world.api::<Pod>("default").get("surplus").await?;
@@ -349,7 +349,7 @@ async fn whatever_a_former_leader_still_sends_is_refused_though_nothing_else_has
     controller.signal(Signal::STOP);
     let decided = Decided::now(&world).await?;
     let done = ["spec", "pod", "Ready", "Retry"].map(|what| (what, Outcome::Written));
-    assert_eq!(decided.send(&writer).await, done);
+    assert_eq!(Box::pin(decided.send(&writer)).await, done);
     assert_eq!(
         writer
             .set_active(&decided.active, slicegate::api::convert::time(slicegate::api::convert::now()))
