@@ -27,9 +27,8 @@ pub const LEAST: &str = "least";
 /// Nodes with one GPU, for preemption.
 const SMALL_NODES: [&str; 2] = ["small-1", "small-2"];
 
-/// The same flavor, and so the same nodes, in both queues. The ClusterQueue `small-1` is full with 7 CPUs, one for each slice
-/// of its only GPU, or all seven for the GPU as a whole; `small-2` is another one with a GPU of its own.
-const QUEUES: &str = "
+/// What all queues share: one flavor, and so the same nodes.
+const AROUND: &str = "
 apiVersion: kueue.x-k8s.io/v1beta2
 kind: ResourceFlavor
 metadata: {name: bench}
@@ -41,50 +40,6 @@ metadata: {name: least}
 spec: {controllerName: example.com/least}
 ---
 apiVersion: kueue.x-k8s.io/v1beta2
-kind: ClusterQueue
-metadata: {name: plain}
-spec:
-  namespaceSelector: {}
-  resourceGroups:
-  - coveredResources: [cpu, memory, example.com/slice]
-    flavors:
-    - name: bench
-      resources:
-      - {name: cpu, nominalQuota: 1280}
-      - {name: memory, nominalQuota: 10Ti}
-      - {name: example.com/slice, nominalQuota: 1120}
----
-apiVersion: kueue.x-k8s.io/v1beta2
-kind: ClusterQueue
-metadata: {name: least}
-spec:
-  namespaceSelector: {}
-  admissionChecksStrategy: {admissionChecks: [{name: least}]}
-  resourceGroups:
-  - coveredResources: [cpu, memory, example.com/slice]
-    flavors:
-    - name: bench
-      resources:
-      - {name: cpu, nominalQuota: 1280}
-      - {name: memory, nominalQuota: 10Ti}
-      - {name: example.com/slice, nominalQuota: 1120}
----
-apiVersion: kueue.x-k8s.io/v1beta2
-kind: ClusterQueue
-metadata: {name: slicegate}
-spec:
-  namespaceSelector: {}
-  admissionChecksStrategy: {admissionChecks: [{name: slicegate}]}
-  resourceGroups:
-  - coveredResources: [cpu, memory, nvidia.com/mig-1g.10gb]
-    flavors:
-    - name: bench
-      resources:
-      - {name: cpu, nominalQuota: 1280}
-      - {name: memory, nominalQuota: 10Ti}
-      - {name: nvidia.com/mig-1g.10gb, nominalQuota: 1120}
----
-apiVersion: kueue.x-k8s.io/v1beta2
 kind: WorkloadPriorityClass
 metadata: {name: urgent}
 value: 1000
@@ -93,6 +48,30 @@ apiVersion: v1
 kind: Namespace
 metadata: {name: bench}
 ";
+
+/// A ClusterQueue that differs from the others in its check and in what it calls a slice, and in nothing else.
+fn queue(name: &str, check: Option<&str>, resource: &str) -> String {
+    let checks = check.map_or_else(String::new, |check| {
+        format!("  admissionChecksStrategy: {{admissionChecks: [{{name: {check}}}]}}\n")
+    });
+    format!(
+        "---
+apiVersion: kueue.x-k8s.io/v1beta2
+kind: ClusterQueue
+metadata: {{name: {name}}}
+spec:
+  namespaceSelector: {{}}
+{checks}  resourceGroups:
+  - coveredResources: [cpu, memory, {resource}]
+    flavors:
+    - name: bench
+      resources:
+      - {{name: cpu, nominalQuota: 1280}}
+      - {{name: memory, nominalQuota: 10Ti}}
+      - {{name: {resource}, nominalQuota: 1120}}
+"
+    )
+}
 
 /// The API server's record of what controller and agents ask of it; nobody else's requests are written down, nor reads.
 const AUDIT_POLICY: &str = r#"{
@@ -130,7 +109,12 @@ pub fn options(options: Options) -> Result<Options> {
 pub async fn set_up(rig: &Rig, operator: &Operator) -> Result<()> {
     rig.apply_kustomize("config/emulated").await?;
     rig.apply_kustomize("kueue").await?;
-    rig.apply_yaml(QUEUES).await?;
+    let queues = [
+        queue("plain", None, PLAIN_RESOURCE),
+        queue(LEAST, Some(LEAST), PLAIN_RESOURCE),
+        queue("slicegate", Some("slicegate"), RESOURCE),
+    ];
+    rig.apply_yaml(&format!("{AROUND}{}", queues.concat())).await?;
     let queues = ["plain", LEAST, "slicegate"].map(local_queue).into_iter();
     let small = SMALL_NODES.into_iter().flat_map(small_queue);
     rig.apply_objects(queues.chain(small).collect()).await?;
