@@ -5,7 +5,9 @@ pub mod node;
 pub mod pod;
 pub mod workload;
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use std::sync::Arc;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use k8s_openapi::jiff;
 use slicegate_core::time::Timestamp;
 
@@ -17,6 +19,12 @@ pub fn timestamp(time: &Time) -> Timestamp {
 /// A core time in the API's terms. Times out of range, which no clock gives, become the epoch.
 pub fn time(timestamp: Timestamp) -> Time {
     Time(jiff::Timestamp::from_millisecond(timestamp.0).unwrap_or(jiff::Timestamp::UNIX_EPOCH))
+}
+
+/// The uid of the object that controls another: the Job of a pod, for instance.
+fn controller(metadata: &ObjectMeta) -> Option<Arc<str>> {
+    let mut owners = metadata.owner_references.iter().flatten();
+    owners.find(|owner| owner.controller == Some(true)).map(|owner| owner.uid.as_str().into())
 }
 
 /// The time now, by this machine's clock.

@@ -12,7 +12,7 @@ use slicegate_core::plan;
 use slicegate_core::profile::RESOURCE_PREFIX;
 use slicegate_core::resources::Resources;
 
-use super::timestamp;
+use super::controller;
 use crate::api::names;
 
 /// A quantity as the scheduler counts it: millicores for cpu, whole units, rounded up, for all else. `None` when it cannot
@@ -108,12 +108,7 @@ pub fn from_api(pod: &Pod) -> (Option<plan::Pod>, Resources) {
         busy: false,
         workload,
         pod_set: labels.get(names::POD_SET_LABEL).map(|name| PodSetName::from(name.as_str())),
-        owner: pod
-            .owner_references()
-            .iter()
-            .find(|o| o.controller == Some(true))
-            .map(|o| o.uid.as_str().into()),
-        created: pod.metadata.creation_timestamp.as_ref().map(timestamp).unwrap_or_default(),
+        owner: controller(&pod.metadata),
         gated: gates.contains(&names::GATE),
         queued: gates.contains(&names::KUEUE_GATE) || labels.contains_key("kueue.x-k8s.io/managed"),
         pinned: spec.node_selector.as_ref().and_then(|s| s.get(names::HOSTNAME_LABEL)).cloned(),

@@ -13,7 +13,7 @@ use slicegate_core::workload::{
     Check, CheckState, Demand, Nodes, PodSetDemand, Policy, Reservation, Workload,
 };
 
-use super::{node, pod, timestamp};
+use super::{controller, node, pod, timestamp};
 use crate::api::{kueue, names};
 
 /// The AdmissionChecks that are ours, by name, with their policy; `None` while that is missing or bad.
@@ -84,11 +84,7 @@ pub fn from_api(object: &kueue::Workload, around: Surroundings<'_>) -> Option<Wo
         active: object.spec.active != Some(false) && object.metadata.deletion_timestamp.is_none(),
         checks: ours,
         nodes: nodes(&status, around.provisioning),
-        owner: object
-            .owner_references()
-            .iter()
-            .find(|o| o.controller == Some(true))
-            .map(|o| o.uid.as_str().into()),
+        owner: controller(&object.metadata),
         replaces: replaces(object).map(Into::into),
     })
 }

@@ -178,7 +178,6 @@ fn pod(i: usize, workload: &WorkloadKey) -> Pod {
         workload: Some(workload.uid.clone()),
         pod_set: Some("main".into()),
         owner: Some(format!("job-{i}").into()),
-        created: NOW,
         gated: false,
         queued: true,
         pinned: Some(node.to_string()),

@@ -51,16 +51,16 @@ impl<'a> Pass<'a> {
         if leaving.is_empty() {
             return self.place(workload, attempt, demand);
         }
-        let before = self.books.clone();
+        let mut before = BTreeMap::new();
         for (name, pod_set, pods) in leaving {
             if let Some(book) = self.books.get_mut(&name) {
+                before.entry(name.clone()).or_insert_with(|| book.clone());
                 book.unclaim_pods(&workload.key.uid, attempt, pod_set, pods);
                 self.note_change(&name);
             }
         }
         let Err(obstacle) = self.place(workload, attempt, demand) else { return Ok(()) };
-        self.books = before;
-        self.offers.clear();
+        self.restore(before);
         self.place(workload, attempt, demand)?;
         self.obstacles.insert(workload.key.uid.clone(), obstacle.0);
         Ok(())
@@ -83,12 +83,10 @@ impl<'a> Pass<'a> {
             }
             let here = self.pods_by_node(workload, pod_set);
             let staying = self.staying(workload, pod_set);
-            let unfit =
-                |name: &NodeName| self.world.nodes.get(name).is_none_or(|node| !self.fit_for_use(node));
             let (mut unfit_nodes, mut free) = (Vec::new(), 0);
-            for (name, book) in &self.books {
+            for (name, book) in self.books_of(&workload.key.uid) {
                 let claimed = book.pods_within(&workload.key.uid, attempt, &pod_set.name);
-                if unfit(name) {
+                if self.unfit.contains(name) {
                     let stay = staying.get(name).copied().unwrap_or(0);
                     unfit_nodes.push((name, claimed.saturating_sub(stay)));
                 } else {

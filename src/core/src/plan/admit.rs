@@ -94,13 +94,13 @@ impl Pass<'_> {
             for check in workload.checks.iter().filter(|c| c.state != CheckState::Ready) {
                 self.set_check(workload, check, CheckState::Ready, READY, &label);
             }
-        } else if passed && !workload.admitted {
+        } else if passed {
             let message = match self.robbed_on(workload, demand) {
                 Some(nodes) => format!("{TAKEN} on {nodes}; waiting for another to be made."),
                 None => "A reserved slice was lost; waiting for it to be made again.".to_owned(),
             };
             self.tell(workload, CheckState::Pending, &message);
-        } else if !passed {
+        } else {
             self.wait_for_slices(workload, reservation, demand);
         }
     }
@@ -108,9 +108,6 @@ impl Pass<'_> {
     /// Moves what waits on a node whose agent does not answer, or that is not ready, or on which its pods may not run any more
     /// (another check has spoken, or a label or a policy has changed) to another.
     fn leave_silent_nodes(&mut self, workload: &Workload, attempt: &Attempt, demand: &[PodSetDemand]) {
-        if workload.admitted {
-            return;
-        }
         let occupied: BTreeSet<NodeName> =
             self.live_pods(&workload.key).filter_map(|pod| self.whereabouts(pod)).collect();
         let theirs = |c: &Claim| c.attempt == *attempt;
@@ -159,8 +156,11 @@ impl Pass<'_> {
     /// had before: Kueue would end the pods that run, and cannot start it again (0.18: its own annotations are in the way).
     /// That no pod runs may be the moment between one pod and the next.
     pub(super) fn may_start_over(&self, workload: &Workload) -> bool {
-        let claimed = |book: &Ledger| book.claims().iter().any(|c| c.workload.uid == workload.key.uid);
-        workload.replaces.is_none() || !self.has_live_pods(&workload.key) && !self.books.values().any(claimed)
+        let has_claims = || {
+            let mut books = self.books_of(&workload.key.uid);
+            books.any(|(_, book)| book.claims().iter().any(|c| c.workload.uid == workload.key.uid))
+        };
+        workload.replaces.is_none() || !self.has_live_pods(&workload.key) && !has_claims()
     }
 
     /// Strikes out what a reservation has claimed, unless something may run on it. What an earlier one has left is released

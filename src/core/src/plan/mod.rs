@@ -76,8 +76,6 @@ pub struct Pod {
     pub pod_set: Option<PodSetName>,
     /// The uid of its controller: a Job, for instance.
     pub owner: Option<Arc<str>>,
-    /// When it was created.
-    pub created: Timestamp,
     /// Whether it has our scheduling gate: then it holds nothing.
     pub gated: bool,
     /// Whether Kueue knows it, so that it will be released when its turn comes.

@@ -32,14 +32,19 @@ impl Pass<'_> {
         for pod_set in demand {
             let placed = self.place_pod_set(&workload.key, attempt, pod_set, &mut before);
             if let Err(obstacle) = placed {
-                for (name, book) in before {
-                    self.note_change(&name);
-                    self.books.insert(name, book);
-                }
+                self.restore(before);
                 return Err(obstacle);
             }
         }
         Ok(())
+    }
+
+    /// Puts books back as they were.
+    pub(super) fn restore(&mut self, before: BTreeMap<NodeName, Ledger>) {
+        for (name, book) in before {
+            self.note_change(&name);
+            self.books.insert(name, book);
+        }
     }
 
     /// Enters claims for the pods of a pod set that have none yet. `before` keeps the books that it changes as they were.

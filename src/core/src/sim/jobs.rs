@@ -233,17 +233,10 @@ impl World {
     }
 
     fn make_pod(&mut self, name: &str, template: &WorkloadUid) {
-        let created = self.now;
         let job = self.jobs.get_mut(name).unwrap();
         job.serial += 1;
-        let spec = PodSpec {
-            job: name.into(),
-            shape: job.shape.clone(),
-            created,
-            gated: true,
-            hostname: None,
-            node: None,
-        };
+        let spec =
+            PodSpec { job: name.into(), shape: job.shape.clone(), gated: true, hostname: None, node: None };
         let labels = [(WORKLOAD_LABEL.into(), template.as_str().into())].into();
         let key = key(&format!("{name}-{}", job.serial));
         let pod = key.name.clone();

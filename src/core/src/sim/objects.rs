@@ -100,8 +100,6 @@ pub struct Pod;
 pub struct PodSpec {
     pub job: Arc<str>,
     pub shape: Shape,
-    /// When it was made.
-    pub created: Timestamp,
     /// Whether it bears our scheduling gate.
     pub gated: bool,
     /// `nodeSelector`, as far as it names a host.
@@ -333,7 +331,6 @@ pub fn pod(object: &Object<Pod>, busy: Option<&String>) -> plan::Pod {
         workload: Some(label(object)),
         pod_set: Some(POD_SET.into()),
         owner: Some(spec.job.clone()),
-        created: spec.created,
         gated: spec.gated,
         queued: true,
         pinned: busy.cloned().or_else(|| spec.hostname.clone()),
