@@ -9,7 +9,7 @@ use kube::ResourceExt;
 use kube_quantity::ParsedQuantity;
 use slicegate_core::id::{NodeName, PodSetName, PodUid, WorkloadUid};
 use slicegate_core::plan;
-use slicegate_core::profile::RESOURCE_PREFIX;
+use slicegate_core::profile::{InvalidProfileName, ProfileName, RESOURCE_PREFIX};
 use slicegate_core::resources::Resources;
 
 use super::controller;
@@ -89,16 +89,29 @@ fn of_lists(
     Ok(Resources(amounts))
 }
 
+/// The profile that a resource stands for, as the pod names it where there is none such; `None` when it is not about MIG.
+fn asked_for(resource: &str) -> Option<ProfileName> {
+    Some(
+        ProfileName::from_resource(resource)?
+            .unwrap_or_else(|InvalidProfileName(name)| ProfileName::verbatim(&name)),
+    )
+}
+
+fn count(amount: i64) -> u32 {
+    u32::try_from(amount).unwrap_or(if amount < 0 { 0 } else { u32::MAX })
+}
+
 /// A pod as the plan sees it, with what it takes of its node; `None` for the first when MIG is no matter of it.
 pub fn from_api(pod: &Pod) -> (Option<plan::Pod>, Resources) {
     let spec = pod.spec.clone().unwrap_or_default();
     let requested = requests(&spec).unwrap_or_default();
     let labels = pod.labels();
-    let asks_for = requested.0.keys().find(|name| name.starts_with(RESOURCE_PREFIX)).map(ToString::to_string);
+    let asks_for: BTreeMap<ProfileName, u32> =
+        requested.0.iter().filter_map(|(name, amount)| Some((asked_for(name)?, count(*amount)))).collect();
     let workload = labels.get(names::WORKLOAD_LABEL).map(|uid| WorkloadUid::from(uid.as_str()));
     let gates: Vec<&str> = spec.scheduling_gates.iter().flatten().map(|g| g.name.as_str()).collect();
     let phase = pod.status.as_ref().and_then(|s| s.phase.as_deref());
-    let seen = (asks_for.is_some() || workload.is_some()).then(|| plan::Pod {
+    let seen = (!asks_for.is_empty() || workload.is_some()).then(|| plan::Pod {
         key: plan::PodKey {
             namespace: pod.namespace().unwrap_or_default().into(),
             name: pod.name_any().into(),

@@ -184,7 +184,7 @@ fn pod(i: usize, workload: &WorkloadKey) -> Pod {
         node: Some(node),
         terminal: false,
         deleting: false,
-        asks_for: Some(profile().resource()),
+        asks_for: [(profile(), 1)].into(),
     }
 }
 

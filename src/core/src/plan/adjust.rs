@@ -4,8 +4,9 @@
 use std::collections::BTreeMap;
 
 use super::place::Obstacle;
+use super::steer::Stranded;
 use super::{Pass, Pod};
-use crate::id::{Attempt, NodeName, PodSetName, PodUid, WorkloadUid};
+use crate::id::{Attempt, NodeName, PodSetName, WorkloadUid};
 use crate::ledger::Ledger;
 use crate::node::Node;
 use crate::time::Timestamp;
@@ -107,18 +108,18 @@ impl<'a> Pass<'a> {
 
     /// Queues an admitted workload again when a pod of it has waited too long for a slice: the others could wait for it for
     /// ever, with slices that somebody else could use.
-    pub(super) fn lose_patience(&mut self, stranded: &BTreeMap<WorkloadUid, Vec<(PodSetName, PodUid)>>) {
-        for (uid, pods) in stranded {
+    pub(super) fn lose_patience(&mut self, stranded: &BTreeMap<WorkloadUid, Stranded>) {
+        for (uid, stranded) in stranded {
             let Some(workload) = self.world.workloads.get(uid) else { continue };
             let Some(Reservation { demand: Demand::Slices(demand), .. }) = workload.open() else { continue };
             if !workload.admitted || !workload.passed() || !self.may_start_over(workload) {
                 continue;
             }
-            let Some(since) = demand.iter().filter_map(|p| self.waiting_since(workload, p, pods)).min()
+            let Some(since) = demand.iter().filter_map(|p| self.waiting_since(workload, p, stranded)).min()
             else {
                 continue;
             };
-            let others_run = self.has_live_pods(&workload.key);
+            let others_run = self.live_pods(&workload.key).any(|pod| pod.node.is_some());
             let patience = workload.patience(others_run).max(self.limits.patience);
             let until = (since + patience).max(self.begun(uid) + self.limits.patience);
             if until > self.now {
@@ -140,10 +141,11 @@ impl<'a> Pass<'a> {
         &mut self,
         workload: &Workload,
         pod_set: &PodSetDemand,
-        stranded: &[(PodSetName, PodUid)],
+        stranded: &Stranded,
     ) -> Option<Timestamp> {
-        let missing = usize::try_from(self.missing(workload, pod_set)).unwrap_or(usize::MAX);
-        let pods = stranded.iter().filter(|(name, _)| missing > 0 && *name == pod_set.name);
+        let stuck = stranded.stuck.get(&pod_set.name).copied().unwrap_or(0);
+        let missing = usize::try_from(self.missing(workload, pod_set) + stuck).unwrap_or(usize::MAX);
+        let pods = stranded.pods.iter().filter(|(name, _)| missing > 0 && *name == pod_set.name);
         let mut since = Vec::new();
         for (_, pod) in pods {
             since.push(self.world.waiting.get(pod).copied().unwrap_or(self.now));

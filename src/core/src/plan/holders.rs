@@ -70,12 +70,13 @@ impl<'a> Pass<'a> {
     /// they have.
     pub(super) fn outstanding(&self) -> BTreeMap<(NodeName, ProfileName), u32> {
         let mut outstanding: BTreeMap<(NodeName, ProfileName), u32> = BTreeMap::new();
-        for pod in self.live.values().flatten() {
-            let Some((workload, pod_set)) = self.belongs_to(pod) else { continue };
-            let Some(node) = self.whereabouts(pod) else { continue };
-            let Some(demand) = workload.demand_of(&pod_set) else { continue };
+        for pod in self.named.values() {
+            // Anybody may name a node, but one that has come past the queue takes slices only where it is bound.
+            let whereabouts =
+                if self.belongs_to(pod).is_some() { self.whereabouts(pod) } else { pod.node.clone() };
+            let Some(node) = whereabouts else { continue };
             let slices = self.world.nodes.get(&node).and_then(|n| n.mig.as_ref()).map(|m| &m.slices);
-            for (profile, count) in &demand.slices {
+            for (profile, count) in &pod.asks_for {
                 let has = slices.into_iter().flatten().filter(|o| {
                     o.slice.profile == *profile
                         && matches!(&o.holder, Some(Holder::Pod { namespace, name })

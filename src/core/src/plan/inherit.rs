@@ -73,7 +73,7 @@ pub(super) fn heirs<'a>(world: &'a Snapshot) -> Heirs {
 /// Whose claim a pod runs on though neither the Workload that its label names nor the one that has taken over is there any
 /// more: a job that had grown has been deleted, and its pods take their time to end.
 fn last_claimant(world: &Snapshot, label: &WorkloadUid, pod: &Pod) -> Option<WorkloadUid> {
-    let resource = pod.asks_for.as_ref().filter(|_| pod.live())?;
+    let (profile, _) = pod.asks_for.first_key_value().filter(|_| pod.live())?;
     let mut all = world.nodes.values().filter_map(|node| node.mig.as_ref()).flat_map(|mig| &mig.spec.claims);
     if all.any(|claim| claim.workload.uid == *label) {
         return None;
@@ -87,7 +87,7 @@ fn last_claimant(world: &Snapshot, label: &WorkloadUid, pod: &Pod) -> Option<Wor
         claim.workload.namespace == pod.key.namespace
             && !world.workloads.contains_key(&claim.workload.uid)
             && pod.pod_set.as_ref().is_none_or(|name| *name == claim.pod_set)
-            && claim.profile.resource() == *resource
+            && claim.profile == *profile
     });
     theirs.next().map(|claim| claim.workload.uid.clone())
 }

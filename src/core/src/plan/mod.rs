@@ -88,8 +88,8 @@ pub struct Pod {
     pub terminal: bool,
     /// Being deleted.
     pub deleting: bool,
-    /// The first MIG resource that it asks for, for messages.
-    pub asks_for: Option<String>,
+    /// The slices that it asks for. A profile that no GPU can have stands there as the pod names it.
+    pub asks_for: BTreeMap<ProfileName, u32>,
 }
 
 /// Namespace, name and uid of a pod.
@@ -266,7 +266,7 @@ impl<'a> Pass<'a> {
         for pod in world.pods.values().filter(|pod| !pod.terminal) {
             if let Some(label) = &pod.workload {
                 // The label is anybody's to write, and only what asks for slices passes our gate.
-                if pod.live() && pod.asks_for.is_none() {
+                if pod.live() && pod.asks_for.is_empty() {
                     continue;
                 }
                 let pods = if pod.live() { &mut live } else { &mut gated };

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::notice::{Matter, Subject};
 use super::{Action, Pass, Pod};
 use crate::id::{NodeName, PodSetName, PodUid, WorkloadUid};
-use crate::node::{MigNode, Node, SliceState};
+use crate::node::{MigNode, Node, ObservedSlice, SliceState};
 use crate::profile::ProfileName;
 use crate::workload::{PodSetDemand, Workload};
 
@@ -19,7 +19,7 @@ impl<'a> Pass<'a> {
             }
         }
         let mut outstanding = self.outstanding();
-        let mut stranded: BTreeMap<WorkloadUid, Vec<(PodSetName, PodUid)>> = BTreeMap::new();
+        let mut stranded: BTreeMap<WorkloadUid, Stranded> = BTreeMap::new();
         for pod in self.world.pods.values() {
             if !pod.gated || pod.busy || pod.terminal || pod.deleting {
                 continue;
@@ -29,7 +29,11 @@ impl<'a> Pass<'a> {
                 continue;
             };
             let Some(node) = self.spare_claim(workload, &pod_set, &here, &outstanding) else {
-                stranded.entry(workload.key.uid.clone()).or_default().push((pod_set, pod.key.uid.clone()));
+                stranded
+                    .entry(workload.key.uid.clone())
+                    .or_default()
+                    .pods
+                    .push((pod_set, pod.key.uid.clone()));
                 continue;
             };
             let hostname =
@@ -45,7 +49,45 @@ impl<'a> Pass<'a> {
                 hostname,
             });
         }
+        self.find_stuck(&outstanding, &mut stranded);
         self.lose_patience(&stranded);
+    }
+
+    /// Adds the pods that were sent to a node, but of which some will find no slice there: one was taken by a pod past the queue
+    /// or broke before they came, or the node is gone. Which of several pods it is nobody knows.
+    fn find_stuck(&self, outstanding: &Outstanding, stranded: &mut BTreeMap<WorkloadUid, Stranded>) {
+        let mut on_their_way: BTreeMap<(WorkloadUid, PodSetName, Option<NodeName>), Vec<&Pod>> =
+            BTreeMap::new();
+        for pod in self.live.values().flatten() {
+            if pod.node.is_some() || pod.busy || pod.deleting {
+                continue;
+            }
+            let Some((workload, pod_set)) = self.belongs_to(pod) else { continue };
+            let place = (workload.key.uid.clone(), pod_set, self.whereabouts(pod));
+            on_their_way.entry(place).or_default().push(pod);
+        }
+        for ((uid, pod_set, name), pods) in on_their_way {
+            let lacking = match name.and_then(|name| self.world.nodes.get(&name)) {
+                Some(node) => pods.iter().map(|pod| self.lacking(node, pod, outstanding)).max().unwrap_or(0),
+                None => u32::MAX,
+            };
+            let stuck = u32::try_from(pods.len()).unwrap_or(u32::MAX).min(lacking);
+            if stuck > 0 {
+                let theirs = stranded.entry(uid).or_default();
+                theirs.pods.extend(pods.iter().map(|pod| (pod_set.clone(), pod.key.uid.clone())));
+                *theirs.stuck.entry(pod_set).or_default() += stuck;
+            }
+        }
+    }
+
+    /// For how many pods like this one a node lacks idle slices, of all that are sent there.
+    fn lacking(&self, node: &Node, pod: &Pod, outstanding: &Outstanding) -> u32 {
+        let lacking = |(profile, count): (&ProfileName, &u32)| {
+            let due = outstanding.get(&(node.name.clone(), profile.clone())).copied().unwrap_or(0);
+            let idle = node.mig.as_ref().map_or(0, |mig| self.idle(node, mig, profile));
+            due.saturating_sub(idle).div_ceil((*count).max(1))
+        };
+        pod.asks_for.iter().map(lacking).max().unwrap_or(0)
     }
 
     /// The workload and pod set of a pod: by its labels, or the only one that asks for slices.
@@ -125,22 +167,20 @@ impl<'a> Pass<'a> {
     /// slice: one that broke or was taken has to be made good first, or the claim to be given up for one elsewhere.
     fn has_idle(&self, node: &Node, mig: &MigNode, demand: &PodSetDemand, outstanding: &Outstanding) -> bool {
         demand.slices.iter().all(|(profile, count)| {
-            let idle = mig
-                .slices
-                .iter()
-                .filter(|o| {
-                    o.slice.profile == *profile
-                        && o.state == SliceState::Idle
-                        && self.wants(&node.name, mig, o)
-                })
-                .count();
             let due = outstanding.get(&(node.name.clone(), profile.clone())).copied().unwrap_or(0);
-            u32::try_from(idle).unwrap_or(u32::MAX) >= due.saturating_add(*count)
+            self.idle(node, mig, profile) >= due.saturating_add(*count)
         })
     }
 
+    /// How many slices of a profile stand idle on a node.
+    fn idle(&self, node: &Node, mig: &MigNode, profile: &ProfileName) -> u32 {
+        let of_profile = |o: &&ObservedSlice| o.slice.profile == *profile && o.state == SliceState::Idle;
+        let idle = mig.slices.iter().filter(of_profile).filter(|o| self.wants(&node.name, mig, o)).count();
+        u32::try_from(idle).unwrap_or(u32::MAX)
+    }
+
     fn explain(&mut self, pod: &Pod) {
-        let Some(resource) = pod.asks_for.as_ref() else { return };
+        let Some((profile, _)) = pod.asks_for.first_key_value() else { return };
         let workload = pod.workload.as_ref().and_then(|uid| self.world.workloads.get(self.heir(uid)));
         let is_strange = workload.is_some_and(|workload| workload.key.namespace != pod.key.namespace);
         let may_come = pod.queued || (pod.workload.is_some() && !is_strange);
@@ -149,12 +189,22 @@ impl<'a> Pass<'a> {
         }
         let note = || {
             format!(
-                "The pod asks for {resource} but did not come through a Kueue LocalQueue, so no slice is reserved for it and \
-                 it stays gated. Set the label kueue.x-k8s.io/queue-name on its Job, Deployment or pod, and create it again."
+                "The pod asks for {} but did not come through a Kueue LocalQueue, so no slice is reserved for it and \
+                 it stays gated. Set the label kueue.x-k8s.io/queue-name on its Job, Deployment or pod, and create it again.",
+                profile.resource()
             )
         };
         self.tell_once(Subject::Pod(pod.key.clone()), Matter::NotQueued, note);
     }
+}
+
+/// The pods of a workload that wait for a slice in vain.
+#[derive(Default)]
+pub(super) struct Stranded {
+    /// Them, with their pod sets.
+    pub pods: Vec<(PodSetName, PodUid)>,
+    /// How many pods of each pod set wait on a node that they were sent to, and some more may stand among `pods`.
+    pub stuck: BTreeMap<PodSetName, u32>,
 }
 
 /// Slices of each profile that pods on each node are still to get.

@@ -337,7 +337,7 @@ pub fn pod(object: &Object<Pod>, busy: Option<&String>) -> plan::Pod {
         node: spec.node.clone(),
         terminal: object.status.is_terminal(),
         deleting: object.meta.deleting,
-        asks_for: spec.shape.slices.keys().next().map(ProfileName::resource),
+        asks_for: spec.shape.slices.clone(),
     }
 }
 

@@ -275,3 +275,69 @@ fn claims_leave_nodes_that_another_check_rules_out_before_admission() {
     assert_eq!(world.claims("job"), [(other.to_owned(), 1)].into(), "its pods could not run elsewhere");
     assert_eq!(world.state("job"), CheckState::Ready);
 }
+
+/// `job` on its way to a node where it has one slice for each of its pods; nothing of it is bound there yet.
+fn on_their_way(pods: u32, profile: &str) -> (World, Vec<PodUid>) {
+    let mut world = World::with_nodes(&[&[a30()]]);
+    world.submit("job", pods, &[(profile, 1)]);
+    world.settle();
+    let pods: Vec<PodUid> = (0..pods).map(|_| world.create_pod("job")).collect();
+    for action in world.plan().actions {
+        world.apply(&action);
+    }
+    assert!(pods.iter().all(|uid| world.pod(uid).pinned.is_some() && world.pod(uid).node.is_none()));
+    (world, pods)
+}
+
+#[test]
+fn a_workload_that_was_robbed_on_the_way_is_queued_again_after_the_hold() {
+    let (mut world, _) = on_their_way(1, "4g.24gb");
+    world.intrude("n0", |_| true).unwrap();
+    world.settle();
+    assert_eq!(world.state("job"), CheckState::Ready, "the pod may end in a second");
+    world.pass_time(HOLD);
+    world.settle();
+    assert_eq!(world.state("job"), CheckState::Retry);
+}
+
+/// Three pods of `job` run, and the slice of the fourth has a stranger.
+fn one_robbed_of_four() -> (World, Vec<PodUid>, PodUid) {
+    let (mut world, pods) = on_their_way(4, "1g.6gb");
+    let stranger = world.intrude("n0", |_| true).unwrap();
+    world.settle();
+    assert_eq!(pods.iter().filter(|uid| world.pod(uid).node.is_some()).count(), 3);
+    world.pass_time(HOLD * 2);
+    world.settle();
+    assert_eq!(world.state("job"), CheckState::Ready, "three of it run");
+    (world, pods, stranger)
+}
+
+#[test]
+fn a_workload_some_of_which_was_robbed_on_the_way_runs_on_for_the_longest_hold() {
+    let (mut world, ..) = one_robbed_of_four();
+    world.pass_time(HOLD * 6);
+    world.settle();
+    assert_eq!(world.state("job"), CheckState::Retry);
+}
+
+#[test]
+fn a_workload_that_was_robbed_on_the_way_gets_the_slice_when_it_is_free_again() {
+    let (mut world, pods, stranger) = one_robbed_of_four();
+    world.end_pod(&stranger);
+    world.settle();
+    world.pass_time(HOLD * 100);
+    world.settle();
+    assert!(pods.iter().all(|uid| world.pod(uid).node.is_some()));
+    assert_eq!(world.state("job"), CheckState::Ready);
+}
+
+#[test]
+fn a_workload_on_its_way_to_a_node_that_is_gone_is_queued_again_after_the_hold() {
+    let (mut world, _) = on_their_way(1, "4g.24gb");
+    world.snap.nodes.values_mut().for_each(|node| node.host = None);
+    world.settle();
+    assert_eq!(world.state("job"), CheckState::Ready);
+    world.pass_time(HOLD);
+    world.settle();
+    assert_eq!(world.state("job"), CheckState::Retry);
+}

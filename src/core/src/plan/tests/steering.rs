@@ -178,7 +178,7 @@ fn a_pod_of_another_namespace_gets_no_part_in_a_workload_whose_label_it_carries(
     let thief = world.create_pod("victim");
     let pod = world.snap.pods.get_mut(&thief).unwrap();
     pod.key.namespace = "elsewhere".into();
-    (pod.queued, pod.asks_for) = (false, Some("nvidia.com/mig-1g.6gb".to_owned()));
+    (pod.queued, pod.asks_for) = (false, [("1g.6gb".parse().unwrap(), 1)].into());
     world.settle();
     assert_eq!(world.state("victim"), CheckState::Ready);
     assert!(world.pod(&thief).gated);
@@ -199,4 +199,20 @@ fn a_pod_of_another_namespace_gets_no_part_in_a_workload_whose_label_it_carries(
     world.finish("victim");
     world.settle();
     assert!(world.claims("victim").is_empty());
+}
+
+#[test]
+fn no_pod_is_sent_after_a_slice_that_a_pod_past_the_queue_is_about_to_take() {
+    let mut world = World::with_nodes(&[&[a30()]]);
+    world.submit("job", 4, &[("1g.6gb", 1)]);
+    world.settle();
+    world.intrude("n0", |_| true).unwrap();
+    for _ in 0..4 {
+        world.create_pod("job");
+    }
+    assert_eq!(
+        steered(&world.plan().actions).len(),
+        3,
+        "the agent has not yet told of it, but the pod is bound"
+    );
 }

@@ -9,7 +9,6 @@ use crate::geometry::{Model, Slice};
 use crate::id::{Attempt, GpuUuid, NodeName, PodSetName, PodUid, WorkloadKey, WorkloadUid};
 use crate::node::{Gpu, Hold, Host, MigNode, Node, NodeSpec, SliceState, Version};
 use crate::plan::{Action, Limits, Notice, Plan, Pod, PodKey, Snapshot, Subject, plan};
-use crate::profile::ProfileName;
 use crate::resources::Resources;
 use crate::time::Timestamp;
 use crate::workload::{Check, CheckState, Demand, Nodes, PodSetDemand, Policy, Reservation, Workload};
@@ -239,7 +238,7 @@ impl World {
             node: None,
             terminal: false,
             deleting: false,
-            asks_for: demand.slices.keys().next().map(ProfileName::resource),
+            asks_for: demand.slices.clone(),
         };
         self.demands.insert(uid.clone(), demand);
         self.snap.pods.insert(uid.clone(), pod);
@@ -300,7 +299,7 @@ impl World {
             node: Some(place.0.clone()),
             terminal: false,
             deleting: false,
-            asks_for: Some(place.2.profile.resource()),
+            asks_for: [(place.2.profile.clone(), 1)].into(),
         };
         self.rob();
         self.held.insert(uid.clone(), vec![place]);

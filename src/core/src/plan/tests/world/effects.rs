@@ -226,7 +226,7 @@ impl World {
         });
         let here = here.filter(|p| namespace.as_ref().is_none_or(|n| *n == p.key.namespace));
         // What asks for no slice holds none.
-        let here = here.filter(|p| !(p.deleting && lost) && p.asks_for.is_some());
+        let here = here.filter(|p| !(p.asks_for.is_empty() || p.deleting && lost));
         let hostname = self.snap.nodes[node].host.as_ref().map(|h| h.hostname.clone());
         let here =
             here.filter(|p| p.node.as_ref() == Some(node) || (p.node.is_none() && p.pinned == hostname));
