@@ -50,11 +50,11 @@ cluster: build ## The operator on a real API server with a real Kueue
 	hack/cluster/build
 	hack/cluster/build frameworks
 	$(CARGO) test -p slicegate-rig --test rig -- --ignored
-	$(CARGO) test -p slicegate-rig --test cluster -- --test-threads=2
+	$(CARGO) test -p slicegate-rig --test cluster -- --test-threads=3
 
 node: build-node ## The operator beside a real kubelet, containerd and runc
 	$(CARGO) test -p slicegate-rig --test real_node -- --ignored
-	$(CARGO) test -p slicegate-rig --test node -- --test-threads=2
+	$(CARGO) test -p slicegate-rig --test node -- --test-threads=3
 
 bench-admission: prerequisites ## Admission of 500 one-pod and 50 ten-pod Jobs on 20 emulated nodes, beside the same without Slicegate
 	@$(CARGO) build --release --workspace --bins
