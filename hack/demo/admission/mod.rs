@@ -30,7 +30,7 @@ use writes::Audit;
 
 /// Longer than anything here takes, even on a machine with much else to do; when it is over, something is wrong.
 const PATIENCE: Duration = Duration::from_mins(5);
-/// Times that a Job is sent again when there is no answer.
+/// Times that a request is sent again when there is no answer.
 const ATTEMPTS: usize = 3;
 /// Longer than the benchmark takes.
 const KEPT: u32 = 86_400;
@@ -164,25 +164,36 @@ impl Bench<'_> {
         Ok(())
     }
 
-    /// Creates a Job. A connection that the API server has closed is no answer: the same is sent again.
     async fn submit(&self, job: &Value) -> Result<()> {
         let job: Job = serde_json::from_value(job.clone())?;
-        for attempt in 0.. {
-            match self.jobs().create(&PostParams::default(), &job).await {
-                Ok(_) => break,
-                Err(kube::Error::Api(status)) if status.code == 409 && attempt > 0 => break,
-                Err(error @ kube::Error::Api(_)) => return Err(error.into()),
-                Err(error) if attempt == ATTEMPTS => return Err(error.into()),
-                Err(_) => {}
-            }
+        let sent = std::cell::Cell::new(0);
+        let created = until_answered(async || {
+            sent.set(sent.get() + 1);
+            self.jobs().create(&PostParams::default(), &job).await
+        });
+        match created.await {
+            // The first was taken after all.
+            Err(kube::Error::Api(status)) if status.code == 409 && sent.get() > 1 => Ok(()),
+            result => Ok(result.map(drop)?),
         }
-        Ok(())
     }
 
     /// Deletes all Jobs and waits until nothing is left of them.
     async fn clear(&self) -> Result<()> {
-        self.jobs().delete_collection(&DeleteParams::background(), &ListParams::default()).await?;
+        let (delete, all) = (DeleteParams::background(), ListParams::default());
+        until_answered(async || self.jobs().delete_collection(&delete, &all).await).await?;
         until("all is given back", || self.observer.is_empty()).await
+    }
+}
+
+/// Sends the same request again while there is no answer: a burst takes longer than the API server keeps an idle connection.
+async fn until_answered<T>(send: impl AsyncFn() -> kube::Result<T>) -> kube::Result<T> {
+    let mut attempt = 0;
+    loop {
+        match send().await {
+            Err(error) if attempt < ATTEMPTS && !matches!(error, kube::Error::Api(_)) => attempt += 1,
+            result => return result,
+        }
     }
 }
 

@@ -150,7 +150,8 @@ pub async fn set_up(rig: &Rig, operator: &Operator) -> Result<()> {
 pub async fn keep_idle_slices(client: &Client, seconds: u32) -> Result<()> {
     let policies: Api<SlicePolicy> = Api::all(client.clone());
     let patch = json!({"spec": {"idleSliceRetentionSeconds": seconds}});
-    policies.patch("default", &PatchParams::default(), &Patch::Merge(patch)).await?;
+    let patch = Patch::Merge(patch);
+    super::until_answered(async || policies.patch("default", &PatchParams::default(), &patch).await).await?;
     Ok(())
 }
 

@@ -100,8 +100,11 @@ impl Entry {
 
 /// Successful and refused writes of everybody since the API server's start, by resource and subresource.
 pub async fn everybodys(client: &Client) -> Result<Writes> {
-    let request = http::Request::get("/metrics").body(Vec::new())?;
-    let text = client.request_text(request).await.context("read the API server's metrics")?;
+    let read = async || {
+        let request = http::Request::get("/metrics").body(Vec::new()).map_err(kube::Error::HttpError)?;
+        client.request_text(request).await
+    };
+    let text = super::until_answered(read).await.context("read the API server's metrics")?;
     Ok(count(&text))
 }
 
