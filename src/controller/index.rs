@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::{Resource, ResourceExt};
+use slicegate_core::engine::learn::Learner;
 use slicegate_core::id::{Attempt, NodeName, PodSetName, PodUid, WorkloadKey, WorkloadUid};
 use slicegate_core::node::{self, NodeSpec};
 use slicegate_core::plan::{Notice, Snapshot};
@@ -130,6 +131,9 @@ pub struct Index {
     busy_workloads: BTreeSet<WorkloadUid>,
     /// Pods being sent to a host.
     busy_pods: BTreeMap<PodUid, String>,
+    /// What is asked for, and the workloads that it was learned from as long as they are there.
+    learner: Learner,
+    learned: BTreeSet<WorkloadUid>,
 }
 
 impl Index {
@@ -384,6 +388,9 @@ impl Index {
                 mig.spec = spec.clone();
                 mig.busy = true;
             }
+            for gpu in mig.gpus.values_mut() {
+                gpu.model = self.snapshot.kinds.meet(&gpu.model);
+            }
             // Without the mark a write of it could not be told from one of an earlier leader.
             mig.busy |= entry.term().is_none();
             mig
@@ -474,6 +481,7 @@ impl Index {
 
     fn forget_workload(&mut self, uid: &WorkloadUid) {
         self.workloads.remove(uid);
+        self.learned.remove(uid);
         self.snapshot.workloads.remove(uid);
     }
 
@@ -495,12 +503,29 @@ impl Index {
         match seen {
             Some(mut workload) => {
                 workload.busy = self.busy_workloads.contains(uid);
+                self.learn(&workload);
                 self.snapshot.workloads.insert(uid.clone(), workload);
             }
             None => {
                 self.snapshot.workloads.remove(uid);
             }
         }
+    }
+
+    /// Learns what is asked for from a workload when it is first given quota, so that one that is queued again and again counts
+    /// once. What there is at the start is what a controller that has just begun knows.
+    fn learn(&mut self, workload: &Workload) {
+        let demand = workload.reservation.as_ref().map(|reservation| &reservation.demand);
+        let Some(Demand::Slices(demand)) = demand else { return };
+        if !self.learned.insert(workload.key.uid.clone()) {
+            return;
+        }
+        for pod_set in demand {
+            for (profile, count) in &pod_set.slices {
+                self.learner.note(profile, pod_set.pods.saturating_mul(*count));
+            }
+        }
+        self.snapshot.kinds.follow(&self.learner);
     }
 
     /// Notes that a MIGNode's `spec` is being written.

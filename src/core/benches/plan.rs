@@ -64,6 +64,7 @@ fn measure(world: &Snapshot) -> f64 {
 fn world(nodes: usize, running: usize, waiting: usize) -> Snapshot {
     let model = Arc::new(a100());
     let mut world = Snapshot::default();
+    world.kinds.meet(&model);
     for n in 0..nodes {
         let node = node(n, &model, (running.saturating_sub(n * PER_NODE)).min(PER_NODE));
         world.nodes.insert(node.name.clone(), node);

@@ -4,11 +4,13 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use crate::geometry::{Mask, Model, Slice};
+use crate::engine::kinds::{Kind, Kinds};
+use crate::engine::score::Cost;
+use crate::engine::table::{self, State};
+use crate::geometry::{Mask, Slice};
 use crate::hands::{self, Hands, Heirs};
 use crate::id::{Attempt, GpuUuid, NodeName, PodSetName, WorkloadKey, WorkloadUid};
 use crate::node::{Claim, Hold, MigNode, NodeSpec, ObservedSlice, SliceState};
-use crate::placement::{self, Cost};
 use crate::profile::ProfileName;
 use crate::resources::Resources;
 use crate::time::Timestamp;
@@ -28,6 +30,8 @@ enum Origin {
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Slot {
     slice: Slice,
+    /// The same in the terms of the GPU's tables; `None` for a foreign instance that they do not know.
+    place: Option<table::Place>,
     origin: Origin,
     observed: Option<(SliceState, Timestamp)>,
     /// Whether somebody holds it, even if it is broken: its room is not free.
@@ -54,7 +58,7 @@ impl Slot {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct GpuBook {
-    model: Arc<Model>,
+    kind: Arc<Kind>,
     usable: bool,
     slots: Vec<Slot>,
     held: Mask,
@@ -67,8 +71,19 @@ impl GpuBook {
     ) -> impl Iterator<Item = &'a Slice> + Clone {
         self.slots.iter().filter(move |slot| filter(slot)).map(|slot| &slot.slice)
     }
-    fn occupied(&self) -> Mask {
-        self.slots.iter().fold(self.held, |mask, slot| mask.with(slot.slice.mask()))
+    /// The state of the GPU with nothing on it but the slots that `stays` allows and what is held.
+    fn state(&self, stays: impl Fn(&Slot) -> bool) -> State {
+        let staying = || self.slots.iter().filter(|slot| stays(slot));
+        let strange = staying().filter(|slot| slot.place.is_none());
+        let blocked = strange.fold(self.held, |mask, slot| mask.with(slot.slice.mask()));
+        self.kind.table.state(staying().filter_map(|slot| slot.place), blocked)
+    }
+    /// A slice in the terms of the GPU's tables.
+    fn place(&self, slice: &Slice) -> Option<table::Place> {
+        let profile = self.kind.table.profile(&slice.profile)?;
+        let entry = &self.kind.table.model().profiles[profile];
+        let known = entry.size == slice.size && entry.starts.contains(&slice.start);
+        known.then_some(table::Place { profile, start: slice.start })
     }
 }
 
@@ -80,12 +95,10 @@ pub struct PodCost {
     pub created: u32,
     /// Idle slices that must go for them.
     pub displaced: u32,
-    /// Growth of fragmentation.
-    pub fragmentation: i64,
-    /// Units left free on the GPUs that are cut.
+    /// Growth of the potential of the GPUs that are cut: see [`crate::engine::score::Cost`].
+    pub potential: i64,
+    /// Units left free on them.
     pub free: u32,
-    /// Starts taken from other profiles.
-    pub starts_lost: u32,
 }
 
 impl PodCost {
@@ -94,9 +107,8 @@ impl PodCost {
         Self {
             created: self.created + 1,
             displaced: self.displaced + displaced,
-            fragmentation: self.fragmentation + cost.fragmentation,
+            potential: self.potential + cost.potential,
             free: self.free + cost.free,
-            starts_lost: self.starts_lost + cost.starts_lost,
         }
     }
 }
@@ -141,6 +153,7 @@ impl Ledger {
         now: Timestamp,
         name: &NodeName,
         mig: &MigNode,
+        kinds: &Kinds,
         free: Resources,
         hands: &[Hands],
         heirs: &Arc<Heirs>,
@@ -150,7 +163,7 @@ impl Ledger {
             .iter()
             .map(|(uuid, gpu)| {
                 let book = GpuBook {
-                    model: gpu.model.clone(),
+                    kind: kinds.of(&gpu.model),
                     usable: gpu.usable,
                     slots: Vec::new(),
                     held: Mask::default(),
@@ -161,10 +174,12 @@ impl Ledger {
         let mut enter = |uuid: &GpuUuid, slice: &Slice, origin, observed: Option<&ObservedSlice>| {
             let Some(book) = gpus.get_mut(uuid) else { return false };
             // A foreign instance is there, whether or not our tables know how.
-            let fits = origin == Origin::Foreign || book.model.check(slice, book.slices(|_| true)).is_ok();
+            let fits = origin == Origin::Foreign
+                || book.kind.table.model().check(slice, book.slices(|_| true)).is_ok();
             if fits {
                 book.slots.push(Slot {
                     slice: slice.clone(),
+                    place: book.place(slice),
                     origin,
                     observed: observed.map(|o| (o.state, o.since)),
                     held: observed.is_some_and(|o| o.state == SliceState::InUse || o.holder.is_some()),
@@ -267,7 +282,10 @@ impl Ledger {
 
     /// The profiles that the node's usable GPUs offer.
     pub fn offers(&self) -> impl Iterator<Item = &ProfileName> {
-        self.gpus.values().filter(|b| b.usable).flat_map(|b| b.model.profiles.iter().map(|p| &p.name))
+        self.gpus
+            .values()
+            .filter(|b| b.usable)
+            .flat_map(|b| b.kind.table.model().profiles.iter().map(|p| &p.name))
     }
 
     /// Pods of a pod set that have a claim here.
@@ -553,7 +571,7 @@ impl Ledger {
             self.gpus
                 .values()
                 .filter(|b| b.usable)
-                .filter_map(|b| b.model.profile(profile))
+                .filter_map(|b| b.kind.table.model().profile(profile))
                 .map(|p| p.size)
                 .max()
         };
@@ -572,65 +590,59 @@ impl Ledger {
     /// Declares one more slice of the profile at the best place: in free room if there is any, else where the fewest
     /// spare slices must go. Returns how many went, and the cost of the place.
     fn make(&mut self, profile: &ProfileName) -> Option<(u32, Cost)> {
-        let (_, cost, uuid, slice) = self.find_place(profile)?;
+        let (displaced, cost, uuid, place) = self.find_place(profile)?;
         let book = self.gpus.get_mut(&uuid)?;
-        let model = book.model.clone();
-        let mut displaced = 0;
-        book.slots.retain(|slot| {
-            let goes = slot.yields() && model.check(&slice, [&slot.slice]).is_err();
-            displaced += u32::from(goes && slot.origin == Origin::Declared);
-            !goes
-        });
-        book.slots.push(Slot { slice, origin: Origin::Declared, observed: None, held: false });
+        let kind = book.kind.clone();
+        let model = kind.table.model();
+        let size = model.profiles[place.profile].size;
+        let slice = Slice { start: place.start, size, profile: profile.clone() };
+        book.slots.retain(|slot| !(slot.yields() && model.check(&slice, [&slot.slice]).is_err()));
+        let place = Some(place);
+        book.slots.push(Slot { slice, place, origin: Origin::Declared, observed: None, held: false });
         Some((displaced, cost))
     }
 
     /// The best place for one more slice of the profile: how many spare slices must go for it, what it costs, and where it is.
-    fn find_place(&self, profile: &ProfileName) -> Option<(u32, Cost, GpuUuid, Slice)> {
-        let (displaced, uuid, start) =
-            self.best_place(profile, false).or_else(|| self.best_place(profile, true))?;
-        let book = self.gpus.get(&uuid)?;
-        let entry = book.model.profile(profile)?;
-        let slice = Slice { start, size: entry.size, profile: profile.clone() };
-        let cost = placement::cost(&book.model, book.occupied(), entry, start);
-        Some((displaced, cost, uuid, slice))
+    fn find_place(&self, profile: &ProfileName) -> Option<(u32, Cost, GpuUuid, table::Place)> {
+        let best = self.best_free_place(profile).or_else(|| self.best_taken_place(profile));
+        best.map(|(displaced, cost, uuid, place)| (displaced, cost, uuid.clone(), place))
     }
 
-    fn best_place(&self, profile: &ProfileName, displacing: bool) -> Option<(u32, GpuUuid, u8)> {
-        let mut best: Option<((u32, Cost), &GpuUuid, u8)> = None;
-        for (uuid, book) in self.gpus.iter().filter(|(_, book)| book.usable) {
-            let Some(entry) = book.model.profile(profile) else { continue };
-            // Where nothing yields, there is no more room than there was without displacing.
-            if displacing && !book.slots.iter().any(Slot::yields) {
-                continue;
-            }
-            let hard = |slot: &Slot| !(displacing && slot.yields());
-            for start in book.model.free_starts(entry, book.slices(hard)) {
-                let slice = Slice { start, size: entry.size, profile: profile.clone() };
-                if book.held.overlaps(slice.mask()) {
-                    continue;
-                }
-                if !displacing {
-                    let rank = (0, placement::cost(&book.model, book.occupied(), entry, start));
-                    if best.as_ref().is_none_or(|(least, _, _)| rank < *least) {
-                        best = Some((rank, uuid, start));
-                    }
-                    continue;
-                }
-                let goes = |slot: &&Slot| slot.yields() && book.model.check(&slice, [&slot.slice]).is_err();
-                let Some(displaced) = self.displaceable(book.slots.iter().filter(goes)) else { continue };
-                let stays = book.slots.iter().filter(|slot| !goes(slot)).map(|slot| &slot.slice);
-                if book.model.check(&slice, stays.clone()).is_err() {
-                    continue;
-                }
-                let occupied = stays.fold(book.held, |mask, s| mask.with(s.mask()));
-                let rank = (displaced, placement::cost(&book.model, occupied, entry, start));
-                if best.as_ref().is_none_or(|(least, _, _)| rank < *least) {
-                    best = Some((rank, uuid, start));
-                }
-            }
-        }
-        best.map(|((displaced, _), uuid, start)| (displaced, uuid.clone(), start))
+    /// The usable GPUs that have the profile, with its index there.
+    fn gpus_with(&self, profile: &ProfileName) -> impl Iterator<Item = (&GpuUuid, &GpuBook, usize)> {
+        let usable = self.gpus.iter().filter(|(_, book)| book.usable);
+        usable.filter_map(|(uuid, book)| Some((uuid, book, book.kind.table.profile(profile)?)))
+    }
+
+    /// The best place in free room.
+    fn best_free_place(&self, profile: &ProfileName) -> Option<(u32, Cost, &GpuUuid, table::Place)> {
+        let places = self.gpus_with(profile).filter_map(|(uuid, book, profile)| {
+            let (cost, start) = book.kind.scores.best_start(book.state(|_| true), profile)?;
+            Some((0, cost, uuid, table::Place { profile, start }))
+        });
+        // Of equal ones the first, by UUID.
+        places.min_by_key(|(_, cost, uuid, _)| (*cost, *uuid))
+    }
+
+    /// The best place for which the fewest spare slices must go.
+    fn best_taken_place(&self, profile: &ProfileName) -> Option<(u32, Cost, &GpuUuid, table::Place)> {
+        // Where nothing yields, there is no more room than there was without displacing.
+        let yielding = self.gpus_with(profile).filter(|(_, book, _)| book.slots.iter().any(Slot::yields));
+        let places = yielding.flat_map(|(uuid, book, profile)| {
+            let entry = &book.kind.table.model().profiles[profile];
+            let starts = entry.starts.iter().map(move |&start| table::Place { profile, start });
+            starts.filter_map(move |place| {
+                let slice = Slice { start: place.start, size: entry.size, profile: entry.name.clone() };
+                let goes = |slot: &Slot| {
+                    slot.yields() && book.kind.table.model().check(&slice, [&slot.slice]).is_err()
+                };
+                let displaced = self.displaceable(book.slots.iter().filter(|slot| goes(slot)))?;
+                let rest = book.state(|slot| !goes(slot));
+                let cost = book.kind.scores.cost_of(&book.kind.table, rest, place)?;
+                Some((displaced, cost, uuid, place))
+            })
+        });
+        places.min_by_key(|(displaced, cost, uuid, _)| (*displaced, *cost, *uuid))
     }
 
     /// How many declared slices are among `slots`, if their profiles can all spare them.

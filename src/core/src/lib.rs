@@ -16,12 +16,12 @@
 pub mod agent;
 pub mod constraints;
 pub mod election;
+pub mod engine;
 pub mod geometry;
 pub mod hands;
 pub mod id;
 pub mod ledger;
 pub mod node;
-pub mod placement;
 pub mod plan;
 pub mod profile;
 pub mod resources;

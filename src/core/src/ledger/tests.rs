@@ -2,6 +2,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::constraints::Constraints;
+use crate::geometry::Model;
 use crate::geometry::tests::{a30, a100};
 use crate::node::{Gpu, ObservedSlice, Version};
 
@@ -69,7 +70,15 @@ fn demand(slices: &[(&str, u32)]) -> PodSetDemand {
 }
 
 fn open(mig: &MigNode) -> Ledger {
-    Ledger::open(NOW, &"n0".into(), mig, [("cpu", 8000)].into_iter().collect(), &[], &Arc::default())
+    Ledger::open(
+        NOW,
+        &"n0".into(),
+        mig,
+        &Kinds::default(),
+        [("cpu", 8000)].into_iter().collect(),
+        &[],
+        &Arc::default(),
+    )
 }
 
 fn declared(book: &Ledger) -> Vec<Slice> {

@@ -22,6 +22,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::engine::kinds::Kinds;
 use crate::hands::{Hands, Heirs};
 use crate::id::{Attempt, NodeName, PodSetName, PodUid, WorkloadKey, WorkloadUid};
 use crate::ledger::Ledger;
@@ -127,6 +128,8 @@ pub struct Snapshot {
     pub waiting: BTreeMap<PodUid, Timestamp>,
     /// The policies of all our AdmissionChecks; `None` for one that is missing or bad.
     pub policies: Vec<Option<Policy>>,
+    /// The GPU models, and what is asked for of each.
+    pub kinds: Kinds,
 }
 
 /// Something to do, and the precondition under which it is right.
@@ -308,7 +311,7 @@ impl<'a> Pass<'a> {
                 free
             });
             let hands = pass.find_hands(&node.name, mig);
-            let mut book = Ledger::open(now, &node.name, mig, free, &hands, &pass.heirs);
+            let mut book = Ledger::open(now, &node.name, mig, &world.kinds, free, &hands, &pass.heirs);
             pass.hands.insert(node.name.clone(), hands);
             book.remake_after_use = pass.remakes(node, mig);
             for (workload, pod_set) in claimants(&book) {

@@ -1,7 +1,7 @@
 //! What the nodes offer to pods of one kind: found out once in a pass, and anew only for a node whose book has changed. Many
 //! workloads are alike, and most nodes stay as they are while one is placed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::Pass;
 use super::place::Obstacle;
@@ -17,8 +17,12 @@ pub(super) struct Offers {
     kind: PodSetDemand,
     /// The nodes on which the pods may run at all, by name.
     pub nodes: Result<Vec<NodeName>, Obstacle>,
-    /// What one more pod costs there.
+    /// What one more pod costs there, as far as it is known.
     quotes: BTreeMap<NodeName, Result<PodCost, NoFit>>,
+    /// The nodes that have room for one, the cheapest first.
+    ranked: BTreeSet<(PodCost, NodeName)>,
+    /// The nodes of which it is not known.
+    unknown: BTreeSet<NodeName>,
     /// Why there is no room, by how many pods are asked for.
     pub no_room: BTreeMap<u32, Obstacle>,
 }
@@ -38,29 +42,30 @@ impl Offers {
 
     /// Forgets what a node offered.
     pub fn forget(&mut self, node: &NodeName) {
-        self.quotes.remove(node);
+        if let Some(quote) = self.quotes.remove(node) {
+            if let Ok(cost) = quote {
+                self.ranked.remove(&(cost, node.clone()));
+            }
+            self.unknown.insert(node.clone());
+        }
         self.no_room.clear();
     }
 
-    /// The node on which one more pod costs least, the first of several by name.
+    /// The node on which one more pod costs least. Nodes are asked by name; once one has the slices standing idle no more are
+    /// asked, since nothing is cheaper.
     pub fn best(&mut self, pass: &Pass<'_>) -> Option<NodeName> {
-        let Ok(nodes) = &self.nodes else { return None };
-        let mut best: Option<(PodCost, &NodeName)> = None;
-        for name in nodes {
-            if !self.quotes.contains_key(name) {
-                let Some(book) = pass.books.get(name) else { continue };
-                self.quotes.insert(name.clone(), book.quote(&self.kind));
+        let costs_nothing = |(cost, _): &(PodCost, NodeName)| *cost == PodCost::default();
+        while !self.ranked.first().is_some_and(costs_nothing)
+            && let Some(name) = self.unknown.pop_first()
+        {
+            let Some(book) = pass.books.get(&name) else { continue };
+            let quote = book.quote(&self.kind);
+            if let Ok(cost) = quote {
+                self.ranked.insert((cost, name.clone()));
             }
-            let Some(Ok(cost)) = self.quotes.get(name) else { continue };
-            if best.is_none_or(|(least, _)| *cost < least) {
-                best = Some((*cost, name));
-            }
-            // Nothing is cheaper than what is there.
-            if *cost == PodCost::default() {
-                break;
-            }
+            self.quotes.insert(name, quote);
         }
-        best.map(|(_, name)| name.clone())
+        self.ranked.first().map(|(_, name)| name.clone())
     }
 
     /// Why nodes offer nothing.
@@ -72,14 +77,17 @@ impl Offers {
 impl Pass<'_> {
     /// Takes up what is known of the offers to such pods.
     pub(super) fn take_offers(&mut self, demand: &PodSetDemand) -> Offers {
-        match self.offers.iter().position(|offers| offers.is_for(demand)) {
-            Some(known) => self.offers.swap_remove(known),
-            None => Offers {
-                kind: demand.clone(),
-                nodes: self.admissible(demand),
-                quotes: BTreeMap::new(),
-                no_room: BTreeMap::new(),
-            },
+        if let Some(known) = self.offers.iter().position(|offers| offers.is_for(demand)) {
+            return self.offers.swap_remove(known);
+        }
+        let nodes = self.admissible(demand);
+        Offers {
+            kind: demand.clone(),
+            unknown: nodes.iter().flatten().cloned().collect(),
+            nodes,
+            quotes: BTreeMap::new(),
+            ranked: BTreeSet::new(),
+            no_room: BTreeMap::new(),
         }
     }
 

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use super::api_server::{Change, Guard, Key, Object, Refusal, Watch};
 use super::objects::{self, Api, MigNode, Node, OURS, Of, Pod, Workload, label, ms, node_key};
 use super::world::{Event, Fate, Mutation, World};
+use crate::engine::kinds::Kinds;
 use crate::id::{Attempt, NodeName, PodUid, WorkloadKey, WorkloadUid};
 use crate::node::{self, NodeSpec};
 use crate::plan::{Action, Notice, Snapshot, plan};
@@ -46,6 +47,7 @@ pub struct Controller {
     pub cut_off: bool,
     nodes: BTreeMap<NodeName, Arc<Object<Node>>>,
     migs: BTreeMap<NodeName, Mig>,
+    kinds: Kinds,
     pods: BTreeMap<PodUid, Arc<Object<Pod>>>,
     workloads: BTreeMap<WorkloadUid, Arc<Object<Workload>>>,
     dead: BTreeSet<PodUid>,
@@ -104,6 +106,7 @@ impl Controller {
             cut_off: false,
             nodes: BTreeMap::new(),
             migs: BTreeMap::new(),
+            kinds: Kinds::default(),
             pods: BTreeMap::new(),
             workloads: BTreeMap::new(),
             dead: BTreeSet::new(),
@@ -131,6 +134,7 @@ impl Controller {
             told: self.told.clone(),
             waiting: self.waiting.clone(),
             policies: vec![Some(policy.clone())],
+            kinds: self.kinds.clone(),
             ..Snapshot::default()
         };
         for (name, object) in &self.nodes {
@@ -194,6 +198,9 @@ impl Controller {
             Some((then, since)) if then == observed => (observed, since),
             _ => (observed, now),
         });
+        for gpu in object.status.gpus.values() {
+            self.kinds.meet(&gpu.model);
+        }
         self.migs.insert(name, Mig { object, lagging });
     }
 

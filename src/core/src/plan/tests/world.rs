@@ -101,10 +101,9 @@ impl World {
     }
 
     pub fn add_node(&mut self, name: &str, models: &[Model]) {
-        let gpus = models
-            .iter()
-            .enumerate()
-            .map(|(i, model)| (gpu(i), Gpu { model: Arc::new(model.clone()), usable: true }));
+        let models = models.iter().map(|model| self.snap.kinds.meet(&Arc::new(model.clone())));
+        let gpus: Vec<_> =
+            models.enumerate().map(|(i, model)| (gpu(i), Gpu { model, usable: true })).collect();
         let mig = MigNode {
             version: Version { uid: format!("mig-{name}").into(), generation: 1 },
             confirmed: NodeSpec::default(),
@@ -112,7 +111,7 @@ impl World {
             busy: false,
             lagging_since: None,
             ready: true,
-            gpus: gpus.collect(),
+            gpus: gpus.into_iter().collect(),
             slices: Vec::new(),
             foreign: Vec::new(),
         };
