@@ -32,6 +32,7 @@ impl Deref for Watched {
 }
 
 /// A claim, as far as tests ask about it.
+#[derive(Debug)]
 pub struct Claimed {
     /// The node.
     pub node: String,
