@@ -329,7 +329,9 @@ async fn whatever_a_former_leader_still_sends_is_refused_though_nothing_else_has
     world
         .until("the new leader has taken over", || async {
             let port = controller.spec().port.context("port")?;
-            let at_work = get(port, "/metrics").await?.contains("slicegate_plan_seconds_count");
+            let metrics = get(port, "/metrics").await?;
+            let plans = metrics.lines().find_map(|line| line.strip_prefix("slicegate_plan_seconds_count "));
+            let at_work = plans.is_some_and(|plans| plans != "0");
             Ok(at_work && terms(&world).await?.iter().zip(&before).all(|(now, before)| now != before))
         })
         .await?;
