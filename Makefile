@@ -54,7 +54,7 @@ cluster: build ## The operator on a real API server with a real Kueue
 
 node: build-node ## The operator beside a real kubelet, containerd and runc
 	$(CARGO) test -p slicegate-rig --test real_node -- --ignored
-	$(CARGO) test -p slicegate-rig --test node -- --test-threads=3
+	$(CARGO) test -p slicegate-rig --test node -- --test-threads=2
 
 bench-admission: prerequisites ## Admission of 500 one-pod and 50 ten-pod Jobs on 20 emulated nodes, beside the same without Slicegate
 	@$(CARGO) build --release --workspace --bins
