@@ -149,8 +149,7 @@ pub async fn set_up(rig: &Rig, operator: &Operator) -> Result<()> {
 /// How long slices that nobody claims are kept.
 pub async fn keep_idle_slices(client: &Client, seconds: u32) -> Result<()> {
     let policies: Api<SlicePolicy> = Api::all(client.clone());
-    let patch = json!({"spec": {"idleSliceRetentionSeconds": seconds}});
-    let patch = Patch::Merge(patch);
+    let patch = Patch::Merge(json!({"spec": {"idleSliceRetentionSeconds": seconds}}));
     super::until_answered(async || policies.patch("default", &PatchParams::default(), &patch).await).await?;
     Ok(())
 }

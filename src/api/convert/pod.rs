@@ -98,7 +98,7 @@ fn asked_for(resource: &str) -> Option<ProfileName> {
 }
 
 fn count(amount: i64) -> u32 {
-    u32::try_from(amount).unwrap_or(if amount < 0 { 0 } else { u32::MAX })
+    u32::try_from(amount.max(0)).unwrap_or(u32::MAX)
 }
 
 /// A pod as the plan sees it, with what it takes of its node; `None` for the first when MIG is no matter of it.

@@ -12,7 +12,10 @@ use std::time::Instant;
 use slicegate_core::engine::pool::{Gpu, Pool};
 use slicegate_core::engine::score::{Demand, Scores};
 use slicegate_core::engine::table::{Place, Table};
-use slicegate_core::geometry::{Mask, Model, Profile};
+use slicegate_core::geometry::Mask;
+use support::a100;
+
+mod support;
 
 const GPUS: [usize; 5] = [100, 1_000, 10_000, 100_000, 1_000_000];
 const PAIRS: u32 = 2_000_000;
@@ -72,7 +75,9 @@ fn unpack(byte: u8) -> Place {
 impl Fleet {
     /// With nine tenths of its units in use.
     fn filled(gpus: usize) -> Self {
-        let table = Arc::new(Table::new(&Arc::new(a100())));
+        let mut model = a100();
+        model.profiles.retain(|profile| profile.name.attribute().is_empty());
+        let table = Arc::new(Table::new(&Arc::new(model)));
         let scores = Arc::new(Scores::new(&table, &Demand::even(&table)));
         let mut pool = Pool::new(table.clone(), scores);
         for _ in 0..gpus {
@@ -134,25 +139,4 @@ impl Fleet {
         self.slices.push((gpu.0, pack(place)));
         Some(place)
     }
-}
-
-/// The profiles without attribute, as NVML reports them on an A100-SXM4-80GB.
-fn a100() -> Model {
-    let table: [(&str, u8, &[u8], u8); 6] = [
-        ("1g.10gb", 1, &[0, 1, 2, 3, 4, 5, 6], 7),
-        ("1g.20gb", 2, &[0, 2, 4, 6], 4),
-        ("2g.20gb", 2, &[0, 2, 4], 3),
-        ("3g.40gb", 4, &[0, 4], 2),
-        ("4g.40gb", 4, &[0], 1),
-        ("7g.80gb", 8, &[0], 1),
-    ];
-    let profile = |&(name, size, starts, max_count): &(&str, u8, &[u8], u8)| Profile {
-        name: slicegate_core::profile::ProfileName::verbatim(name),
-        id: 0,
-        size,
-        starts: starts.to_vec(),
-        max_count,
-        memory_mib: 0,
-    };
-    Model { name: "NVIDIA A100-SXM4-80GB".into(), units: 8, profiles: table.iter().map(profile).collect() }
 }

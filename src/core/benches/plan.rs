@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use slicegate_core::constraints::{Constraints, Traits};
-use slicegate_core::geometry::{Model, Profile, Slice};
+use slicegate_core::geometry::{Model, Slice};
 use slicegate_core::id::{Attempt, GpuUuid, NodeName, PodUid, WorkloadKey, WorkloadUid};
 use slicegate_core::node::{
     Claim, Gpu, Holder, Host, MigNode, Node, NodeSpec, ObservedSlice, SliceState, Version,
@@ -25,6 +25,10 @@ use slicegate_core::time::Timestamp;
 use slicegate_core::workload::{
     Check, CheckState, Demand, Nodes, PodSetDemand, Policy, Reservation, Workload,
 };
+
+use support::a100;
+
+mod support;
 
 const NOW: Timestamp = Timestamp(1_000_000_000);
 const GPUS: usize = 8;
@@ -224,29 +228,4 @@ fn slice(start: usize) -> Slice {
 
 fn requests() -> Resources {
     [("cpu", 100), ("memory", 64 << 20), ("pods", 1)].into_iter().collect()
-}
-
-/// An A100-80GB.
-fn a100() -> Model {
-    let profile = |name: &str, id, size, starts: &[u8], max_count| Profile {
-        name: name.parse().expect("a profile's name"),
-        id,
-        size,
-        starts: starts.to_vec(),
-        max_count,
-        memory_mib: 9728 * u64::from(size),
-    };
-    Model {
-        name: "NVIDIA A100-SXM4-80GB".into(),
-        units: 8,
-        profiles: vec![
-            profile("1g.10gb", 19, 1, &[0, 1, 2, 3, 4, 5, 6], 7),
-            profile("1g.10gb+me", 20, 1, &[0, 1, 2, 3, 4, 5, 6], 1),
-            profile("1g.20gb", 15, 2, &[0, 2, 4, 6], 4),
-            profile("2g.20gb", 14, 2, &[0, 2, 4], 3),
-            profile("3g.40gb", 9, 4, &[0, 4], 2),
-            profile("4g.40gb", 5, 4, &[0], 1),
-            profile("7g.80gb", 0, 8, &[0], 1),
-        ],
-    }
 }

@@ -187,18 +187,6 @@ impl Model {
         beside(profile, slice, present)
     }
 
-    /// Where `profile` can start beside `present`, ascending.
-    pub fn free_starts<'a>(
-        &'a self,
-        profile: &'a Profile,
-        present: impl IntoIterator<Item = &'a Slice> + Clone + 'a,
-    ) -> impl Iterator<Item = u8> + 'a {
-        profile.starts.iter().copied().filter(move |&start| {
-            let slice = Slice { start, size: profile.size, profile: profile.name.clone() };
-            beside(profile, &slice, present.clone()).is_ok()
-        })
-    }
-
     /// The first reason for which `slices` cannot all be on one GPU of this model together.
     pub fn check_all(&self, slices: &[Slice]) -> Result<(), Misfit> {
         (0..slices.len()).try_for_each(|i| self.check(&slices[i], &slices[..i]))
@@ -235,6 +223,17 @@ fn beside<'a>(
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+
+    /// Where `profile` can start beside `present`, ascending: what tables are held against.
+    pub(crate) fn free_starts<'a>(
+        profile: &'a Profile,
+        present: impl IntoIterator<Item = &'a Slice> + Clone + 'a,
+    ) -> impl Iterator<Item = u8> + 'a {
+        profile.starts.iter().copied().filter(move |&start| {
+            let slice = Slice { start, size: profile.size, profile: profile.name.clone() };
+            beside(profile, &slice, present.clone()).is_ok()
+        })
+    }
 
     fn profile(name: &str, id: u32, size: u8, starts: &[u8], max_count: u8) -> Profile {
         Profile { name: name.parse().unwrap(), id, size, starts: starts.to_vec(), max_count, memory_mib: 1 }
@@ -299,7 +298,7 @@ pub(crate) mod tests {
         let mut frontier: Vec<Vec<Slice>> = vec![Vec::new()];
         while let Some(present) = frontier.pop() {
             for profile in &model.profiles {
-                for start in model.free_starts(profile, &present) {
+                for start in free_starts(profile, &present) {
                     let slice = Slice { start, size: profile.size, profile: profile.name.clone() };
                     let mut next = present.clone();
                     next.push(slice);
@@ -381,7 +380,7 @@ pub(crate) mod tests {
         let states = reachable(&model);
         assert_eq!(states.len(), 298, "labelled states without 1g.20gb");
         let maximal = states.iter().filter(|present| {
-            model.profiles.iter().all(|p| model.free_starts(p, present.as_slice()).next().is_none())
+            model.profiles.iter().all(|p| free_starts(p, present.as_slice()).next().is_none())
         });
         assert_eq!(maximal.count(), 19);
     }

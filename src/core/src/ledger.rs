@@ -629,13 +629,12 @@ impl Ledger {
         // Where nothing yields, there is no more room than there was without displacing.
         let yielding = self.gpus_with(profile).filter(|(_, book, _)| book.slots.iter().any(Slot::yields));
         let places = yielding.flat_map(|(uuid, book, profile)| {
-            let entry = &book.kind.table.model().profiles[profile];
+            let model = book.kind.table.model();
+            let entry = &model.profiles[profile];
             let starts = entry.starts.iter().map(move |&start| table::Place { profile, start });
             starts.filter_map(move |place| {
                 let slice = Slice { start: place.start, size: entry.size, profile: entry.name.clone() };
-                let goes = |slot: &Slot| {
-                    slot.yields() && book.kind.table.model().check(&slice, [&slot.slice]).is_err()
-                };
+                let goes = |slot: &Slot| slot.yields() && model.check(&slice, [&slot.slice]).is_err();
                 let displaced = self.displaceable(book.slots.iter().filter(|slot| goes(slot)))?;
                 let rest = book.state(|slot| !goes(slot));
                 let cost = book.kind.scores.cost_of(&book.kind.table, rest, place)?;

@@ -152,9 +152,9 @@ async fn what_an_old_answer_let_in_is_given_slices_under_its_new_reservation() -
     until_reserved(&place, 0).await?;
     other_check::says(&place, "job", "Ready").await?;
     // Two reservations alike of one second are one: what was claimed for the first holds for the second.
-    let second = || first[0].attempt.split_once('Z').map(|(time, _)| format!("{time}Z"));
-    let is_over = |time: String| Ok(Timestamp::now().as_second() > time.parse::<Timestamp>()?.as_second());
-    place.until("another second", || async { second().map_or(Ok(true), is_over) }).await?;
+    let (time, _) = first[0].attempt.split_once('Z').context("a time")?;
+    let second = format!("{time}Z").parse::<Timestamp>()?.as_second();
+    place.until("another second", || async { Ok(Timestamp::now().as_second() > second) }).await?;
     stop_queue(&place, "None").await?;
     let admitted = || place.workloads().versions("job").iter().any(|v| v.is("Admitted"));
     place.until("it is admitted on the strength of the old answer", || async { Ok(admitted()) }).await?;

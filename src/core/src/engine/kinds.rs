@@ -65,12 +65,12 @@ impl Kinds {
     /// Ranks by what has been learned. Nothing changes as long as no profile's share does by a fiftieth: rankings are not to
     /// waver with every request.
     pub fn follow(&mut self, learner: &Learner) {
-        let is_off = |kind: &Arc<Kind>| differs(&kind.demand, &learner.demand(&kind.table));
-        if !self.known.iter().any(is_off) {
-            return;
-        }
-        for kind in Arc::make_mut(&mut self.known).iter_mut().filter(|kind| is_off(kind)) {
-            *kind = Arc::new(Kind::new(kind.table.clone(), learner.demand(&kind.table)));
+        let demands = self.known.iter().map(|kind| learner.demand(&kind.table));
+        let is_off = |(i, demand): &(usize, Demand)| differs(&self.known[*i].demand, demand);
+        let off: Vec<(usize, Demand)> = demands.enumerate().filter(is_off).collect();
+        for (i, demand) in off {
+            let kind = &mut Arc::make_mut(&mut self.known)[i];
+            *kind = Arc::new(Kind::new(kind.table.clone(), demand));
         }
     }
 }

@@ -8,7 +8,8 @@ use super::table::{State, Table};
 ///
 /// It goes back to Weng et al. (ATC '23), who count a GPU's free room as lost for a class of tasks that does not fit there at
 /// all. A GPU can be cut in several ways, so what counts here is the part of its room that slices of a profile would leave over.
-/// Against the former measure it accepts 1.4 points more of small requests and no less of others (`make eval-placement`).
+/// Against the former measure it accepts 1.4 points more of what is mostly small, and no less of other mixes (simulated: 100 GPUs of
+/// eight units at load 0.9, Poisson arrivals, exponential lifetimes).
 pub fn potential(table: &Table, demand: &Demand) -> Vec<f64> {
     let Demand(shares) = demand;
     let units: Vec<f64> =

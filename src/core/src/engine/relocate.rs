@@ -102,9 +102,7 @@ fn move_off(
 ) -> Option<(i64, Vec<Move>)> {
     let table = pool.table();
     let stays = |i: &usize| !blockers.contains(i);
-    let told = slices
-        .iter()
-        .fold(table.state([], Mask::default()), |state, s| table.with(state, s.place).unwrap_or(state));
+    let told = table.state(slices.iter().map(|s| s.place), Mask::default());
     // What is there that we are not told of stays as well.
     let untold = Mask(table.occupied(pool.state(gpu)).0 & !table.occupied(told).0);
     let rest = (0..slices.len()).filter(stays).map(|i| slices[i].place);

@@ -38,8 +38,8 @@ pub struct Cost {
 #[derive(Debug)]
 pub struct Scores {
     potential: Vec<f64>,
-    /// By profile and state: the best start, and the state's place in `order`.
-    best: Vec<Vec<Option<(Cost, u8, u32)>>>,
+    /// By profile and state: the cost of the best start, and the state's place in `order`.
+    best: Vec<Vec<Option<(Cost, u32)>>>,
     /// By profile: the states that admit it, best first.
     order: Vec<Vec<State>>,
 }
@@ -56,17 +56,17 @@ impl Scores {
         for profile in 0..table.model().profiles.len() {
             let cheapest = |state| {
                 let options = table.options(state, profile);
-                options.map(|(start, next)| (scores.cost(table, state, next, start), start)).min()
+                options.map(|(start, next)| scores.cost(table, state, next, start)).min()
             };
-            let mut ranked: Vec<(Cost, State, u8)> =
-                table.states().filter_map(|s| cheapest(s).map(|(cost, start)| (cost, s, start))).collect();
+            let mut ranked: Vec<(Cost, State)> =
+                table.states().filter_map(|state| Some((cheapest(state)?, state))).collect();
             ranked.sort_unstable();
             let mut best = vec![None; table.len()];
-            for (rank, (cost, State(state), start)) in (0..).zip(&ranked) {
-                best[*state as usize] = Some((*cost, *start, rank));
+            for (rank, (cost, State(state))) in (0..).zip(&ranked) {
+                best[*state as usize] = Some((*cost, rank));
             }
             scores.best.push(best);
-            scores.order.push(ranked.into_iter().map(|(_, state, _)| state).collect());
+            scores.order.push(ranked.into_iter().map(|(_, state)| state).collect());
         }
         scores
     }
@@ -95,13 +95,13 @@ impl Scores {
 
     /// The best start for one more slice of a profile on a GPU in this state.
     pub fn best_start(&self, State(state): State, profile: usize) -> Option<(Cost, u8)> {
-        let (cost, start, _) = (*self.best.get(profile)?.get(state as usize)?)?;
-        Some((cost, start))
+        let (cost, _) = (*self.best.get(profile)?.get(state as usize)?)?;
+        Some((cost, cost.start.0))
     }
 
     /// Where a state stands among those that admit a profile; 0 is the best.
     pub(super) fn rank(&self, State(state): State, profile: usize) -> Option<usize> {
-        let (.., rank) = (*self.best.get(profile)?.get(state as usize)?)?;
+        let (_, rank) = (*self.best.get(profile)?.get(state as usize)?)?;
         Some(rank as usize)
     }
 

@@ -55,10 +55,9 @@ struct Limits {
 
 impl Limits {
     fn of(model: &Model) -> Self {
-        let all = [Media::Share, Media::Extension, Media::All, Media::None];
         let asked = |media: Media| model.profiles.iter().any(|p| p.name.media() == media);
-        let matters = |media: &Media| all.iter().any(|other| asked(*other) && !media.goes_with(*other));
-        let media = all.iter().filter(|m| matters(m)).fold(0, |bits, m| bits | bit(*m));
+        let matters = |media: &Media| MEDIA.iter().any(|other| asked(*other) && !media.goes_with(*other));
+        let media = MEDIA.iter().filter(|m| matters(m)).fold(0, |bits, m| bits | bit(*m));
         let mut shift = 0;
         let counted = model.profiles.iter().map(|profile| {
             let alone = matches!(profile.name.media(), Media::Extension | Media::All);
@@ -80,8 +79,7 @@ impl Limits {
         let span = Mask::span(start, entry.size);
         let media = entry.name.media();
         let there = |other: Media| key.media & bit(other) != 0;
-        let clashes =
-            [Media::Share, Media::Extension, Media::All].into_iter().any(|m| there(m) && !media.goes_with(m));
+        let clashes = MEDIA.into_iter().any(|m| there(m) && !media.goes_with(m));
         if span == Mask::default() || key.occupied.overlaps(span) || clashes {
             return None;
         }
@@ -95,6 +93,8 @@ impl Limits {
         Some(Key { occupied: key.occupied.with(span), media: key.media | bit(media) & self.media, counts })
     }
 }
+
+const MEDIA: [Media; 4] = [Media::Share, Media::Extension, Media::All, Media::None];
 
 fn bit(media: Media) -> u8 {
     match media {
@@ -139,9 +139,10 @@ impl Table {
             limits,
         };
         table.enter(Key::default());
+        let places = table.places.clone();
         let mut state = 0;
         while let Some(&key) = table.keys.get(state) {
-            for place in table.places.clone() {
+            for &place in &places {
                 let next = table.limits.with(model, key, place).map(|key| table.enter(key));
                 table.next.push(next);
             }

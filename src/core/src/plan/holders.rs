@@ -72,9 +72,8 @@ impl<'a> Pass<'a> {
         let mut outstanding: BTreeMap<(NodeName, ProfileName), u32> = BTreeMap::new();
         for pod in self.named.values() {
             // Anybody may name a node, but one that has come past the queue takes slices only where it is bound.
-            let whereabouts =
-                if self.belongs_to(pod).is_some() { self.whereabouts(pod) } else { pod.node.clone() };
-            let Some(node) = whereabouts else { continue };
+            let pinned = || self.belongs_to(pod).and_then(|_| self.whereabouts(pod));
+            let Some(node) = pod.node.clone().or_else(pinned) else { continue };
             let slices = self.world.nodes.get(&node).and_then(|n| n.mig.as_ref()).map(|m| &m.slices);
             for (profile, count) in &pod.asks_for {
                 let has = slices.into_iter().flatten().filter(|o| {

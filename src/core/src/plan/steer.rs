@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::notice::{Matter, Subject};
 use super::{Action, Pass, Pod};
 use crate::id::{NodeName, PodSetName, PodUid, WorkloadUid};
-use crate::node::{MigNode, Node, ObservedSlice, SliceState};
+use crate::node::{Node, ObservedSlice, SliceState};
 use crate::profile::ProfileName;
 use crate::workload::{PodSetDemand, Workload};
 
@@ -83,9 +83,7 @@ impl<'a> Pass<'a> {
     /// For how many pods like this one a node lacks idle slices, of all that are sent there.
     fn lacking(&self, node: &Node, pod: &Pod, outstanding: &Outstanding) -> u32 {
         let lacking = |(profile, count): (&ProfileName, &u32)| {
-            let due = outstanding.get(&(node.name.clone(), profile.clone())).copied().unwrap_or(0);
-            let idle = node.mig.as_ref().map_or(0, |mig| self.idle(node, mig, profile));
-            due.saturating_sub(idle).div_ceil((*count).max(1))
+            due(outstanding, node, profile).saturating_sub(self.idle(node, profile)).div_ceil((*count).max(1))
         };
         pod.asks_for.iter().map(lacking).max().unwrap_or(0)
     }
@@ -139,8 +137,7 @@ impl<'a> Pass<'a> {
             let kept = self.books.get(&node.name).map_or(0, |book| book.pods_of(&workload.key.uid, pod_set));
             let place = (workload.key.uid.clone(), pod_set.clone(), node.name.clone());
             let sent = here.get(&place).copied().unwrap_or(0);
-            (sent < claimed.min(kept) && self.has_idle(node, mig, demand, outstanding))
-                .then(|| node.name.clone())
+            (sent < claimed.min(kept) && self.has_idle(node, demand, outstanding)).then(|| node.name.clone())
         })
     }
 
@@ -165,15 +162,15 @@ impl<'a> Pass<'a> {
 
     /// Whether a node has idle slices for one more pod, beside those that pods sent there before are still to get. A claim is no
     /// slice: one that broke or was taken has to be made good first, or the claim to be given up for one elsewhere.
-    fn has_idle(&self, node: &Node, mig: &MigNode, demand: &PodSetDemand, outstanding: &Outstanding) -> bool {
+    fn has_idle(&self, node: &Node, demand: &PodSetDemand, outstanding: &Outstanding) -> bool {
         demand.slices.iter().all(|(profile, count)| {
-            let due = outstanding.get(&(node.name.clone(), profile.clone())).copied().unwrap_or(0);
-            self.idle(node, mig, profile) >= due.saturating_add(*count)
+            self.idle(node, profile) >= due(outstanding, node, profile).saturating_add(*count)
         })
     }
 
     /// How many slices of a profile stand idle on a node.
-    fn idle(&self, node: &Node, mig: &MigNode, profile: &ProfileName) -> u32 {
+    fn idle(&self, node: &Node, profile: &ProfileName) -> u32 {
+        let Some(mig) = &node.mig else { return 0 };
         let of_profile = |o: &&ObservedSlice| o.slice.profile == *profile && o.state == SliceState::Idle;
         let idle = mig.slices.iter().filter(of_profile).filter(|o| self.wants(&node.name, mig, o)).count();
         u32::try_from(idle).unwrap_or(u32::MAX)
@@ -209,3 +206,7 @@ pub(super) struct Stranded {
 
 /// Slices of each profile that pods on each node are still to get.
 type Outstanding = BTreeMap<(NodeName, ProfileName), u32>;
+
+fn due(outstanding: &Outstanding, node: &Node, profile: &ProfileName) -> u32 {
+    outstanding.get(&(node.name.clone(), profile.clone())).copied().unwrap_or(0)
+}

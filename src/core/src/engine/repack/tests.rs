@@ -2,7 +2,7 @@ use std::collections::BTreeSet;
 
 use super::*;
 use crate::geometry::Slice;
-use crate::geometry::tests::{a30, a100, rtx_pro_6000};
+use crate::geometry::tests::{a30, a100, free_starts, rtx_pro_6000};
 
 /// The counts by profile that go on one GPU, found by trying every start.
 fn on_one(model: &Model) -> BTreeSet<Vec<u32>> {
@@ -14,7 +14,7 @@ fn on_one(model: &Model) -> BTreeSet<Vec<u32>> {
             |p: &Profile| u32::try_from(present.iter().filter(|s| s.profile == p.name).count()).unwrap();
         found.insert(model.profiles.iter().map(count).collect());
         for profile in &model.profiles {
-            for start in model.free_starts(profile, &present) {
+            for start in free_starts(profile, &present) {
                 let mut more = present.clone();
                 more.push(Slice { start, size: profile.size, profile: profile.name.clone() });
                 more.sort();

@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::geometry::Slice;
-use crate::geometry::tests::{a30, a100, rtx_pro_6000};
+use crate::geometry::tests::{a30, a100, free_starts, rtx_pro_6000};
 
 fn slice(model: &Model, Place { profile, start }: Place) -> Slice {
     let entry = &model.profiles[profile];
@@ -45,7 +45,7 @@ fn every_set_of_slices_has_a_state_that_admits_what_goes_beside_it_and_nothing_e
             let present: Vec<Slice> = places.map(|place| slice(&model, place)).collect();
             for (profile, entry) in model.profiles.iter().enumerate() {
                 let there: Vec<u8> = table.options(state, profile).map(|(start, _)| start).collect();
-                let right: Vec<u8> = model.free_starts(entry, &present).collect();
+                let right: Vec<u8> = free_starts(entry, &present).collect();
                 assert_eq!(there, right, "{} beside {present:?} on {}", entry.name, model.name);
             }
             for (profile, start, next) in

@@ -251,8 +251,7 @@ fn a_pod_that_asks_for_no_slice_keeps_none_for_a_workload_that_is_over() {
     world.end_pod(&pod);
     world.finish("job");
     let forged = world.snap.pods.get_mut(&other).unwrap();
-    (forged.gated, forged.asks_for, forged.node) =
-        (false, std::collections::BTreeMap::new(), Some("n0".into()));
+    (forged.gated, forged.asks_for, forged.node) = (false, [].into(), Some("n0".into()));
     world.settle();
     assert_eq!(world.claims("job"), [].into(), "a label is anybody's to write");
 }

@@ -102,8 +102,7 @@ impl World {
 
     pub fn add_node(&mut self, name: &str, models: &[Model]) {
         let models = models.iter().map(|model| self.snap.kinds.meet(&Arc::new(model.clone())));
-        let gpus: Vec<_> =
-            models.enumerate().map(|(i, model)| (gpu(i), Gpu { model, usable: true })).collect();
+        let gpus = models.enumerate().map(|(i, model)| (gpu(i), Gpu { model, usable: true }));
         let mig = MigNode {
             version: Version { uid: format!("mig-{name}").into(), generation: 1 },
             confirmed: NodeSpec::default(),
@@ -111,7 +110,7 @@ impl World {
             busy: false,
             lagging_since: None,
             ready: true,
-            gpus: gpus.into_iter().collect(),
+            gpus: gpus.collect(),
             slices: Vec::new(),
             foreign: Vec::new(),
         };
