@@ -50,7 +50,7 @@ cluster: build ## The operator on a real API server with a real Kueue
 	hack/cluster/build
 	hack/cluster/build frameworks
 	$(CARGO) test -p slicegate-rig --test rig -- --ignored
-	$(CARGO) test -p slicegate-rig --test cluster -- --test-threads=3
+	$(CARGO) test -p slicegate-rig --test cluster -- --test-threads=2
 
 node: build-node ## The operator beside a real kubelet, containerd and runc
 	$(CARGO) test -p slicegate-rig --test real_node -- --ignored
