@@ -16,6 +16,9 @@ use crate::resources::Resources;
 use crate::time::Timestamp;
 use crate::workload::PodSetDemand;
 
+pub mod together;
+use together::Work;
+
 /// Why a slice is on a GPU's books.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Origin {
@@ -440,7 +443,13 @@ impl Ledger {
             return Err(NoFit::Lacks(resource.to_owned()));
         }
         let mut book = self.clone();
-        let cost = book.take_slices(&demand.slices)?;
+        let cost = book.take_slices(&demand.slices).or_else(|refusal| {
+            // One slice has been tried everywhere.
+            let several = matches!(refusal, NoFit::NoRoom(_)) && demand.slices.values().sum::<u32>() > 1;
+            self.clone_into(&mut book);
+            let together = several.then(|| book.take_together(&demand.slices, &mut Work::for_pod()));
+            together.flatten().ok_or(refusal)
+        })?;
         book.charge(&demand.requests, 1);
         Ok((cost, book))
     }

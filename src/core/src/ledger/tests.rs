@@ -6,17 +6,17 @@ use crate::geometry::Model;
 use crate::geometry::tests::{a30, a100};
 use crate::node::{Gpu, ObservedSlice, Version};
 
-const NOW: Timestamp = Timestamp(1_000_000);
+pub(super) const NOW: Timestamp = Timestamp(1_000_000);
 
-fn slice(profile: &str, start: u8, size: u8) -> Slice {
+pub(super) fn slice(profile: &str, start: u8, size: u8) -> Slice {
     Slice { start, size, profile: profile.parse().unwrap() }
 }
 
-fn gpu(index: usize) -> GpuUuid {
+pub(super) fn gpu(index: usize) -> GpuUuid {
     format!("GPU-{index}").into()
 }
 
-fn mig(models: &[Model]) -> MigNode {
+pub(super) fn mig(models: &[Model]) -> MigNode {
     let gpus = models.iter().enumerate();
     MigNode {
         version: Version { uid: "mig".into(), generation: 1 },
@@ -36,16 +36,16 @@ fn observed(slice: &Slice, state: SliceState) -> ObservedSlice {
 }
 
 /// Declares slices on the first GPU, in a state.
-fn declare(mig: &mut MigNode, slices: &[Slice], state: SliceState) {
+pub(super) fn declare(mig: &mut MigNode, slices: &[Slice], state: SliceState) {
     mig.spec.gpus.entry(gpu(0)).or_default().extend_from_slice(slices);
     mig.slices.extend(slices.iter().map(|s| observed(s, state)));
 }
 
-fn key(name: &str) -> WorkloadKey {
+pub(super) fn key(name: &str) -> WorkloadKey {
     WorkloadKey { namespace: "team".into(), name: name.into(), uid: name.into() }
 }
 
-fn claim(name: &str, profile: &str, slices: u32) -> Claim {
+pub(super) fn claim(name: &str, profile: &str, slices: u32) -> Claim {
     Claim {
         workload: key(name),
         attempt: "1".into(),
@@ -56,7 +56,7 @@ fn claim(name: &str, profile: &str, slices: u32) -> Claim {
     }
 }
 
-fn demand(slices: &[(&str, u32)]) -> PodSetDemand {
+pub(super) fn demand(slices: &[(&str, u32)]) -> PodSetDemand {
     PodSetDemand {
         name: "main".into(),
         pods: 1,
@@ -69,7 +69,7 @@ fn demand(slices: &[(&str, u32)]) -> PodSetDemand {
     }
 }
 
-fn open(mig: &MigNode) -> Ledger {
+pub(super) fn open(mig: &MigNode) -> Ledger {
     Ledger::open(
         NOW,
         &"n0".into(),
@@ -81,7 +81,7 @@ fn open(mig: &MigNode) -> Ledger {
     )
 }
 
-fn declared(book: &Ledger) -> Vec<Slice> {
+pub(super) fn declared(book: &Ledger) -> Vec<Slice> {
     book.spec().gpus.into_values().flatten().collect()
 }
 

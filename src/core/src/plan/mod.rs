@@ -9,6 +9,7 @@ mod adjust;
 mod admit;
 mod holders;
 mod inherit;
+mod look_ahead;
 mod notice;
 mod offers;
 mod place;
@@ -31,6 +32,7 @@ use crate::profile::ProfileName;
 use crate::resources::Resources;
 use crate::time::Timestamp;
 use crate::workload::{CheckState, Policy, Workload};
+use look_ahead::LookAhead;
 pub use notice::{Matter, Notice, Place, Subject};
 use offers::Offers;
 
@@ -242,6 +244,7 @@ struct Pass<'a> {
     unfit: BTreeSet<NodeName>,
     /// What the nodes offer to pods of the kinds that have been placed.
     offers: Vec<Offers>,
+    look_ahead: LookAhead,
     /// Since when the agent has not caught up that is the furthest behind.
     lagging_since: Option<Timestamp>,
     /// Workloads that others have taken over from.
@@ -286,6 +289,7 @@ impl<'a> Pass<'a> {
             claimed_at: BTreeMap::new(),
             unfit: BTreeSet::new(),
             offers: Vec::new(),
+            look_ahead: LookAhead::default(),
             lagging_since: None,
             heirs,
             live,

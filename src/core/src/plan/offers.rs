@@ -28,18 +28,6 @@ pub(super) struct Offers {
 }
 
 impl Offers {
-    fn is_for(&self, demand: &PodSetDemand) -> bool {
-        // The number of pods and their label have no part in it.
-        let PodSetDemand { name, pods: _, slices, requests, constraints, allowed, label: _, flavors } =
-            demand;
-        self.kind.slices == *slices
-            && self.kind.requests == *requests
-            && self.kind.constraints == *constraints
-            && self.kind.allowed == *allowed
-            && self.kind.name == *name
-            && self.kind.flavors == *flavors
-    }
-
     /// Forgets what a node offered.
     pub fn forget(&mut self, node: &NodeName) {
         if let Some(quote) = self.quotes.remove(node) {
@@ -74,10 +62,21 @@ impl Offers {
     }
 }
 
+/// Whether two pod sets are of one kind: how many pods they have, and what their label says, has no part in it.
+pub(super) fn are_alike(one: &PodSetDemand, other: &PodSetDemand) -> bool {
+    let PodSetDemand { name, pods: _, slices, requests, constraints, allowed, label: _, flavors } = other;
+    one.slices == *slices
+        && one.requests == *requests
+        && one.constraints == *constraints
+        && one.allowed == *allowed
+        && one.name == *name
+        && one.flavors == *flavors
+}
+
 impl Pass<'_> {
     /// Takes up what is known of the offers to such pods.
     pub(super) fn take_offers(&mut self, demand: &PodSetDemand) -> Offers {
-        if let Some(known) = self.offers.iter().position(|offers| offers.is_for(demand)) {
+        if let Some(known) = self.offers.iter().position(|offers| are_alike(&offers.kind, demand)) {
             return self.offers.swap_remove(known);
         }
         let nodes = self.admissible(demand);
@@ -101,6 +100,7 @@ impl Pass<'_> {
 
     /// Notes that the book of a node has changed.
     pub(super) fn note_change(&mut self, node: &NodeName) {
+        self.look_ahead.changes += 1;
         for offers in &mut self.offers {
             offers.forget(node);
         }

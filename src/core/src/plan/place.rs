@@ -28,12 +28,14 @@ impl Pass<'_> {
         for pod_set in demand {
             self.anchor(workload, attempt, pod_set);
         }
-        let mut before = BTreeMap::new();
+        let (mut before, changes) = (BTreeMap::new(), self.look_ahead.changes);
         for pod_set in demand {
             let placed = self.place_pod_set(&workload.key, attempt, pod_set, &mut before);
             if let Err(obstacle) = placed {
                 self.restore(before);
-                return Err(obstacle);
+                self.look_ahead.changes = changes;
+                let placed = self.place_together(&workload.key, attempt, demand);
+                return if placed { Ok(()) } else { Err(obstacle) };
             }
         }
         Ok(())

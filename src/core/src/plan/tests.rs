@@ -5,6 +5,7 @@ mod admitting;
 mod histories;
 mod holders;
 mod inheriting;
+mod looking_ahead;
 mod mending;
 mod messages;
 mod placing;
