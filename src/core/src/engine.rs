@@ -7,6 +7,7 @@
 
 pub mod kinds;
 pub mod learn;
+pub mod lifetime;
 pub mod pool;
 mod potential;
 pub mod relocate;

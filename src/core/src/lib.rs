@@ -10,6 +10,7 @@
 //! * [`agent`]: the node agent's decision.
 //! * [`tokens`]: the devices that the kubelet sees, and which slice each stands for.
 //! * [`election`]: which of several controllers leads.
+//! * [`simulate`]: the placement engine on recorded or drawn demand, beside other ways to place.
 //!
 //! With the feature `sim`: a model of what surrounds them, for tests.
 
@@ -27,6 +28,7 @@ pub mod profile;
 pub mod resources;
 #[cfg(any(test, feature = "sim"))]
 pub mod sim;
+pub mod simulate;
 pub mod time;
 pub mod tokens;
 pub mod workload;

@@ -13,7 +13,7 @@ pub struct Kind {
     /// What its GPUs can be.
     pub table: Arc<Table>,
     /// Where slices do least harm.
-    pub scores: Scores,
+    pub scores: Arc<Scores>,
     /// What the ranking goes by.
     demand: Demand,
 }
@@ -30,7 +30,7 @@ impl Eq for Kind {}
 
 impl Kind {
     fn new(table: Arc<Table>, demand: Demand) -> Self {
-        Self { scores: Scores::new(&table, &demand), table, demand }
+        Self { scores: Arc::new(Scores::new(&table, &demand)), table, demand }
     }
 }
 
