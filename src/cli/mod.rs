@@ -1,11 +1,14 @@
-//! `kubectl slices`: read-only views of the MIGNodes.
+//! `kubectl slices`: read-only views of the MIGNodes, and of why a workload waits.
 
+mod cluster;
+pub mod explain;
 pub mod gpus;
 mod nodes;
 
 use std::io::IsTerminal;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use comfy_table::Table;
 use kube::api::ListParams;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Api, Client, ResourceExt};
@@ -29,6 +32,17 @@ enum Command {
     Nodes(Show),
     /// Every GPU with its slices drawn to scale.
     Gpus(Show),
+    /// Why a workload waits: what it lacks, which nodes were considered and why each does not fit, and when it is queued again.
+    Explain(Explain),
+}
+
+#[derive(Args)]
+struct Explain {
+    /// The Workload, by its name or that of its job or pod.
+    workload: String,
+    /// Its namespace; that of the kubeconfig context if left out.
+    #[arg(short, long)]
+    namespace: Option<String>,
 }
 
 #[derive(Args)]
@@ -61,6 +75,48 @@ pub enum Error {
     /// A node that was asked for is not there.
     #[error("node {0:?} has no MIGNode: it has no GPU, or no agent runs on it")]
     NoSuchNode(String),
+    /// A kind that is needed is not there.
+    #[error("the cluster does not know {kinds} of {group}: install Kueue v0.16 or later and Slicegate first")]
+    NotServed {
+        /// The kind, in the plural.
+        kinds: String,
+        /// Its API group.
+        group: String,
+    },
+    /// What the controller looks at cannot be read.
+    #[error(
+        "cannot list {kinds} in the whole cluster, as the controller does: {source}; ask somebody who may, or see the check's \
+         message in kubectl describe workload"
+    )]
+    List {
+        /// The kind, in the plural.
+        kinds: String,
+        /// What the API server said.
+        source: Box<kube::Error>,
+    },
+    /// A workload that was asked for is not there.
+    #[error(
+        "namespace {namespace:?} has no Workload {name:?}, and none of a job or pod of that name; there are: {there}"
+    )]
+    NoSuchWorkload {
+        /// Its namespace.
+        namespace: String,
+        /// Its name.
+        name: String,
+        /// The Workloads of that namespace.
+        there: String,
+    },
+    /// A workload that Slicegate has no part in.
+    #[error(
+        "Workload {name:?} in {namespace:?} lists no AdmissionCheck of Slicegate: it has no quota yet, or its ClusterQueue asks for \
+         no check with controllerName slicegate.dev/mig"
+    )]
+    NotOurs {
+        /// Its namespace.
+        namespace: String,
+        /// Its name.
+        name: String,
+    },
     /// The API server said no.
     #[error("cannot list MIGNodes: {0}")]
     Api(#[source] Box<kube::Error>),
@@ -72,15 +128,21 @@ pub enum Error {
 /// Runs a command and returns what it prints.
 pub async fn run(cli: Cli) -> Result<String, Error> {
     let client = client(cli.context).await?;
-    let (Command::Nodes(show) | Command::Gpus(show)) = &cli.command;
+    let show = match &cli.command {
+        Command::Nodes(show) | Command::Gpus(show) => show,
+        Command::Explain(Explain { workload, namespace }) => {
+            let namespace = namespace.as_deref().unwrap_or(client.default_namespace());
+            return explain::explain(&client, namespace, workload).await;
+        }
+    };
     let nodes = read(client, &show.nodes).await?;
     match (show.output, &cli.command) {
         (Output::Json, _) => serde_json::to_string_pretty(&nodes)
             .map(|text| text + "\n")
             .map_err(|e| Error::Output(e.to_string())),
         (Output::Yaml, _) => serde_saphyr::to_string(&nodes).map_err(|e| Error::Output(e.to_string())),
-        (Output::Table, Command::Nodes(_)) => Ok(nodes::table(&nodes)),
         (Output::Table, Command::Gpus(_)) => Ok(gpus::picture(&nodes, colour())),
+        (Output::Table, _) => Ok(nodes::table(&nodes)),
     }
 }
 
@@ -111,6 +173,19 @@ async fn read(client: Client, wanted: &[String]) -> Result<Vec<MIGNode>, Error> 
         node.metadata.managed_fields = None;
     }
     Ok(nodes)
+}
+
+/// A table as text, without blanks at the ends of its lines.
+fn lines(table: &mut Table) -> String {
+    for column in table.column_iter_mut() {
+        column.set_padding((0, 3));
+    }
+    let mut text = String::new();
+    for line in table.lines() {
+        text.push_str(line.trim_end());
+        text.push('\n');
+    }
+    text
 }
 
 fn colour() -> bool {

@@ -28,13 +28,5 @@ pub fn table(nodes: &[MIGNode]) -> String {
             ready.filter(|c| c.status != "True").map(|c| c.message.clone()).unwrap_or_default(),
         ]);
     }
-    for column in table.column_iter_mut() {
-        column.set_padding((0, 3));
-    }
-    let mut text = String::new();
-    for line in table.lines() {
-        text.push_str(line.trim_end());
-        text.push('\n');
-    }
-    text
+    super::lines(&mut table)
 }

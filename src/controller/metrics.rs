@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use prometheus::{Histogram, HistogramOpts, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
+use slicegate_core::plan::Cause;
 use slicegate_core::profile::ProfileName;
 use slicegate_core::workload::CheckState;
 
@@ -15,6 +16,7 @@ pub struct Metrics {
     reserve_to_ready: Histogram,
     writes: IntCounterVec,
     taken: IntGaugeVec,
+    blocked: IntGaugeVec,
     leader: IntGauge,
     pub(super) plan_seconds: Histogram,
 }
@@ -53,6 +55,18 @@ impl Metrics {
             ),
             &["profile"],
         )?;
+        let blocked = IntGaugeVec::new(
+            Opts::new(
+                "slicegate_blocked_requests",
+                "Workloads with quota that find no place, by cause: capacity and fragmentation are about room for slices (slices: \
+                 which of the two cannot be said), resources about cpu, memory or pods, nodes about nodes out of service, profile \
+                 and size about what no node offers or the cluster could never hold",
+            ),
+            &["cause"],
+        )?;
+        for cause in Cause::ALL {
+            blocked.with_label_values(&[cause.label()]).set(0);
+        }
         let leader = IntGauge::new(
             "slicegate_leader",
             "Whether this replica decides (1) or stands by for one that does (0)",
@@ -65,9 +79,10 @@ impl Metrics {
         registry.register(Box::new(reserve_to_ready.clone()))?;
         registry.register(Box::new(writes.clone()))?;
         registry.register(Box::new(taken.clone()))?;
+        registry.register(Box::new(blocked.clone()))?;
         registry.register(Box::new(leader.clone()))?;
         registry.register(Box::new(plan_seconds.clone()))?;
-        Ok(Self { transitions, reserve_to_ready, writes, taken, leader, plan_seconds })
+        Ok(Self { transitions, reserve_to_ready, writes, taken, blocked, leader, plan_seconds })
     }
 
     pub(super) fn transition(&self, from: CheckState, to: CheckState) {
@@ -86,6 +101,13 @@ impl Metrics {
         }
         for (profile, count) in taken {
             self.taken.with_label_values(&[profile.as_str()]).set(i64::from(*count));
+        }
+    }
+
+    pub(super) fn blocked(&self, blocked: &BTreeMap<Cause, u32>) {
+        for cause in Cause::ALL {
+            let count = blocked.get(&cause).copied().unwrap_or(0);
+            self.blocked.with_label_values(&[cause.label()]).set(i64::from(count));
         }
     }
 

@@ -419,6 +419,7 @@ impl Controller {
             self.metrics.taken(&plan.taken, &self.taken);
             self.taken = plan.taken;
         }
+        self.metrics.blocked(&plan.blocked);
         for action in plan.actions {
             self.begin(action);
         }

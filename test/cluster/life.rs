@@ -157,7 +157,7 @@ async fn one_that_finds_no_room_is_queued_again_and_gets_its_turn() -> Result<()
         .await?;
     assert_eq!(
         told,
-        "Waiting for free slices: no node of flavor a30 has room for another pod with 1 × 4g.24gb."
+        "Waiting for capacity: what is claimed and in use on the nodes of flavor a30 leaves too little for 1 pod with 1 × 4g.24gb."
     );
     world
         .until("it has been queued again", || async {

@@ -41,8 +41,8 @@ async fn a_job_that_no_node_can_hold_alone_is_placed_over_several_and_another_on
             Ok(here.check("spread", "two").await?.filter(|(_, message)| !message.is_empty()))
         })
         .await?;
-    let waits =
-        "Waiting for free slices: no node of flavor spread has room for another pod with 1 × 2g.12gb.";
+    let waits = "Waiting for capacity: what is claimed and in use on the nodes of flavor spread leaves too little for 2 pods with 1 × \
+                 2g.12gb each.";
     assert_eq!(told, (CheckState::Pending, waits.to_owned()));
     assert_eq!(here.claimed().await?, 3);
     here.end_pod(held.keys().next().unwrap(), 0).await?;

@@ -117,7 +117,8 @@ async fn two_of_our_checks_on_one_queue_agree_on_nodes_that_both_allow() -> Resu
     assert_eq!(checks_of(&place, "fits").await?, checks.map(|check| (check.to_owned(), CheckState::Ready)));
     // There is no more where both allow it, and both say so.
     place.submit(&place.job("waits", 1, &[("2g.12gb", 1)])).await?;
-    let why = "Waiting for free slices: no node of flavor both has room for another pod with 1 × 2g.12gb.";
+    let why = "Waiting for capacity: what is claimed and in use on the nodes of flavor both leaves too little for 1 pod with 1 × \
+               2g.12gb.";
     place
         .until("both say why it waits", || async {
             let workload =

@@ -82,7 +82,8 @@ async fn a_workload_that_finds_no_room_says_why_once_and_then_only_waits() -> Re
     let versions = place.workloads().versions("whole");
     let told = told(&versions, name);
     let why = format!(
-        "Waiting for free slices: no node of flavor {name} has room for another pod with 1 × 4g.24gb."
+        "Waiting for capacity: what is claimed and in use on the nodes of flavor {name} leaves too little for 1 pod with 1 × \
+         4g.24gb."
     );
     let states: Vec<_> =
         told.iter().take(2).map(|(state, message, _)| (state.as_str(), message.as_str())).collect();

@@ -106,7 +106,8 @@ async fn without_room_for_another_the_robbed_workload_gives_way_and_runs_when_th
     stranger(&world).await?;
     until_counted(&world, 1).await?;
     // Nothing of it runs yet: it gives its quota back and waits its turn.
-    let waits = "Waiting for free slices: no node of flavor a30 has room for";
+    let waits =
+        "Waiting for capacity: what is claimed and in use on the nodes of flavor a30 leaves too little for";
     world
         .until("it is told what it waits for", || async {
             let told = world.check("default", "robbed").await?;

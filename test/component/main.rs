@@ -5,6 +5,7 @@
 mod agent;
 mod api_server;
 mod crds;
+mod explain;
 mod gate;
 mod handoff;
 mod health;

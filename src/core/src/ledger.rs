@@ -1,6 +1,8 @@
 //! One node's book: which slices there are and are wanted, who may use how many, what cpu and memory is still free. The
 //! plan opens a ledger for each node, enters what it decides, and writes back what has changed.
 
+pub mod load;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 

@@ -72,7 +72,7 @@ async fn pods_that_outlive_their_job_keep_their_slices() -> Result<()> {
     place.submit(&next).await?;
     place
         .until("the next is told to wait", || async {
-            Ok(place.told("next").await?.is_some_and(|(_, text)| text.starts_with("Waiting for free slices")))
+            Ok(place.told("next").await?.is_some_and(|(_, text)| text.starts_with("Waiting for capacity")))
         })
         .await?;
     assert_eq!((holder.claimed(&place).await?, holder.running(&place).await?), (2, (2, 0)));

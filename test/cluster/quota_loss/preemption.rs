@@ -18,7 +18,7 @@ fn priority(name: &str, value: i32) -> Value {
 /// and has the slices as soon as they are free.
 async fn takes_over(place: &Watched, victim: &Holder, preemptor: &str) -> Result<()> {
     let waits = format!(
-        "Waiting for free slices: no node of flavor {} has room for another pod with 1 × 2g.12gb.",
+        "Waiting for capacity: what is claimed and in use on the nodes of flavor {} leaves too little for 2 pods with 1 × 2g.12gb each.",
         place.name()
     );
     let said =

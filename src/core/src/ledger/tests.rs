@@ -362,3 +362,34 @@ fn a_gpu_that_is_not_usable_offers_nothing_and_keeps_what_it_has() {
     assert_eq!(book.offers().count(), 0);
     assert_eq!(book.spec(), mig.spec);
 }
+
+#[test]
+fn what_gpus_have_to_hold_is_what_is_claimed_or_held_wherever_it_is() {
+    let mut mig = mig(&[a100(), a100(), a30()]);
+    declare(&mut mig, &[slice("1g.10gb", 0, 1), slice("1g.10gb", 1, 1)], SliceState::Idle);
+    declare(&mut mig, &[slice("2g.20gb", 2, 2)], SliceState::InUse);
+    declare(&mut mig, &[slice("3g.40gb", 4, 4)], SliceState::Idle);
+    mig.spec.claims = vec![claim("a", "1g.10gb", 1)];
+    let held = |mig: &MigNode, all: bool| -> Vec<(u32, Vec<(String, u32)>)> {
+        let loads = open(mig).loads(all).into_iter();
+        let named = |load: load::Load| {
+            let profiles = load.kind.table.model().profiles.iter().map(|p| p.name.to_string());
+            (load.gpus, profiles.zip(load.slices).filter(|(_, count)| *count > 0).collect())
+        };
+        loads.map(named).collect()
+    };
+    let both = vec![("1g.10gb".to_owned(), 1), ("2g.20gb".to_owned(), 1)];
+    assert_eq!(held(&mig, false), [(2, both.clone()), (1, vec![])], "of two that stand idle one is claimed");
+    mig.foreign.push((gpu(1), slice("1g.10gb", 0, 1)));
+    assert_eq!(
+        held(&mig, false),
+        [(1, both.clone()), (1, vec![])],
+        "without the GPU with the foreign instance"
+    );
+    assert_eq!(held(&mig, true), [(2, both), (1, vec![])], "as if it were empty");
+    let until = NOW + Duration::from_secs(1);
+    mig.spec.holds.push(Hold { workload: key("large"), gpu: gpu(0), start: 0, size: 8, until });
+    assert_eq!(held(&mig, false), [(1, vec![])], "nor with the GPU on which room is held");
+    mig.gpus.get_mut(&gpu(2)).unwrap().usable = false;
+    assert_eq!(held(&mig, false), []);
+}

@@ -63,7 +63,7 @@ impl<'a> Pass<'a> {
         let Err(obstacle) = self.place(workload, attempt, demand) else { return Ok(()) };
         self.restore(before);
         self.place(workload, attempt, demand)?;
-        self.obstacles.insert(workload.key.uid.clone(), obstacle.0);
+        self.obstacles.insert(workload.key.uid.clone(), obstacle.message);
         Ok(())
     }
 

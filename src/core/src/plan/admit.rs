@@ -79,7 +79,10 @@ impl Pass<'_> {
             self.place(workload, &reservation.attempt, demand)
         };
         if let Err(obstacle) = placed {
-            return self.turn_away(workload, reservation, passed, &obstacle.0);
+            *self.plan.blocked.entry(obstacle.cause).or_default() += 1;
+            let told =
+                obstacle.earlier.filter(|earlier| workload.checks.iter().any(|c| c.message == *earlier));
+            return self.turn_away(workload, reservation, passed, &told.unwrap_or(obstacle.message));
         }
         if passed {
             self.promise_more(workload, &reservation.attempt, promised);

@@ -7,6 +7,7 @@
 
 mod adjust;
 mod admit;
+mod explain;
 mod holders;
 mod inherit;
 mod look_ahead;
@@ -14,6 +15,7 @@ mod notice;
 mod offers;
 mod place;
 mod release;
+mod shortage;
 mod steer;
 
 #[cfg(test)]
@@ -33,8 +35,10 @@ use crate::resources::Resources;
 use crate::time::Timestamp;
 use crate::workload::{CheckState, Policy, Workload};
 use look_ahead::LookAhead;
+pub use explain::{Explanation, NodeView, PodSetView, explain};
 pub use notice::{Matter, Notice, Place, Subject};
 use offers::Offers;
+pub use shortage::Cause;
 
 /// What the plan takes for granted.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -216,6 +220,8 @@ pub struct Plan {
     pub waiting: BTreeSet<PodUid>,
     /// Slices by profile that are in use and that no claim can count on.
     pub taken: BTreeMap<ProfileName, u32>,
+    /// Workloads with quota that find no place, by what they lack.
+    pub blocked: BTreeMap<Cause, u32>,
 }
 
 /// Decides what to do next.

@@ -23,8 +23,8 @@ pub(super) struct Offers {
     ranked: BTreeSet<(PodCost, NodeName)>,
     /// The nodes of which it is not known.
     unknown: BTreeSet<NodeName>,
-    /// Why there is no room, by how many pods are asked for.
-    pub no_room: BTreeMap<u32, Obstacle>,
+    /// Why there is no room, by how many pods are asked for in all, and how many of them have no place.
+    pub no_room: BTreeMap<(u32, u32), Obstacle>,
 }
 
 impl Offers {

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::Pass;
 use super::offers::Offers;
+use super::shortage::Cause;
 use crate::id::{Attempt, NodeName, WorkloadKey};
 use crate::ledger::{Ledger, NoFit};
 use crate::node::Node;
@@ -11,7 +12,20 @@ use crate::workload::{PodSetDemand, Workload};
 
 /// Why a workload does not fit now. Each is told in words that stay the same while the reason does.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Obstacle(pub String);
+pub(super) struct Obstacle {
+    /// What it lacks.
+    pub cause: Cause,
+    /// What is told.
+    pub message: String,
+    /// What may have been told before and is as good as long as it waits.
+    pub earlier: Option<String>,
+}
+
+impl Obstacle {
+    fn new(cause: Cause, message: String) -> Self {
+        Self { cause, message, earlier: None }
+    }
+}
 
 impl Pass<'_> {
     /// Enters claims for every pod of the workload that has none yet; with an obstacle, nothing is entered.
@@ -50,7 +64,7 @@ impl Pass<'_> {
     }
 
     /// Enters claims for the pods of a pod set that have none yet. `before` keeps the books that it changes as they were.
-    fn place_pod_set(
+    pub(super) fn place_pod_set(
         &mut self,
         key: &WorkloadKey,
         attempt: &Attempt,
@@ -76,14 +90,15 @@ impl Pass<'_> {
         offers: &mut Offers,
         before: &mut BTreeMap<NodeName, Ledger>,
     ) -> Result<(), Obstacle> {
-        for _ in 0..missing {
+        for placed in 0..missing {
             let Some(best) = offers.best(self) else {
                 let nodes = offers.nodes.as_ref().map_err(Clone::clone)?;
-                if let Some(known) = offers.no_room.get(&demand.pods) {
+                let missing = missing - placed;
+                if let Some(known) = offers.no_room.get(&(demand.pods, missing)) {
                     return Err(known.clone());
                 }
-                let obstacle = self.no_room(demand, nodes, &offers.refusals().cloned().collect());
-                offers.no_room.insert(demand.pods, obstacle.clone());
+                let obstacle = self.no_room(demand, nodes, missing, &offers.refusals().cloned().collect());
+                offers.no_room.insert((demand.pods, missing), obstacle.clone());
                 return Err(obstacle);
             };
             if let Some(book) = self.books.get_mut(&best)
@@ -128,31 +143,40 @@ impl Pass<'_> {
             self.books.iter().filter_map(|(name, book)| Some((self.world.nodes.get(name)?, book))).collect();
         let selected: Vec<_> = managed.into_iter().filter(|(node, _)| selects(node, demand)).collect();
         if selected.is_empty() {
-            return Err(Obstacle(format!(
-                "No node with a MIGNode matches {}, its SlicePolicy, and the node selector and affinity of pod set {}.",
-                demand.flavors, demand.name
-            )));
+            return Err(Obstacle::new(
+                Cause::Nodes,
+                format!(
+                    "No node with a MIGNode matches {}, its SlicePolicy, and the node selector and affinity of pod set {}.",
+                    demand.flavors, demand.name
+                ),
+            ));
         }
         if selected.iter().all(|(node, _)| node.mig.as_ref().is_none_or(|mig| !mig.ready)) {
-            return Err(Obstacle(format!(
-                "No node of {} has an agent that is ready; see condition Ready of the MIGNodes.",
-                demand.flavors
-            )));
+            return Err(Obstacle::new(
+                Cause::Nodes,
+                format!(
+                    "No node of {} has an agent that is ready; see condition Ready of the MIGNodes.",
+                    demand.flavors
+                ),
+            ));
         }
         if let Some(profile) =
             demand.slices.keys().find(|p| !selected.iter().any(|(_, book)| book.offers().any(|o| o == *p)))
         {
             let offered: BTreeSet<String> =
                 selected.iter().flat_map(|(_, book)| book.offers()).map(ToString::to_string).collect();
-            return Err(Obstacle(format!(
-                "No node of {} offers MIG profile {profile}; offered there: {}.",
-                demand.flavors,
-                if offered.is_empty() {
-                    "none, since no GPU has MIG enabled".to_owned()
-                } else {
-                    offered.into_iter().collect::<Vec<_>>().join(", ")
-                }
-            )));
+            return Err(Obstacle::new(
+                Cause::Profile,
+                format!(
+                    "No node of {} offers MIG profile {profile}; offered there: {}.",
+                    demand.flavors,
+                    if offered.is_empty() {
+                        "none, since no GPU has MIG enabled".to_owned()
+                    } else {
+                        offered.into_iter().collect::<Vec<_>>().join(", ")
+                    }
+                ),
+            ));
         }
         let usable: Vec<NodeName> = selected
             .into_iter()
@@ -161,10 +185,13 @@ impl Pass<'_> {
             .map(|(node, _)| node.name.clone())
             .collect();
         if usable.is_empty() {
-            return Err(Obstacle(format!(
-                "Every node of {} that offers the profiles of pod set {} is cordoned, tainted, not ready, or has an agent that does not answer.",
-                demand.flavors, demand.name
-            )));
+            return Err(Obstacle::new(
+                Cause::Nodes,
+                format!(
+                    "Every node of {} that offers the profiles of pod set {} is cordoned, tainted, not ready, or has an agent that does not answer.",
+                    demand.flavors, demand.name
+                ),
+            ));
         }
         Ok(usable)
     }
@@ -178,32 +205,50 @@ impl Pass<'_> {
             })
     }
 
-    fn no_room(&self, demand: &PodSetDemand, nodes: &[NodeName], reasons: &BTreeSet<NoFit>) -> Obstacle {
+    fn no_room(
+        &self,
+        demand: &PodSetDemand,
+        nodes: &[NodeName],
+        missing: u32,
+        reasons: &BTreeSet<NoFit>,
+    ) -> Obstacle {
         let asked = describe(demand);
         if let Some(most) = self.most_ever(demand, nodes).filter(|most| *most < demand.pods) {
-            return Obstacle(format!(
-                "Pod set {} asks for {} with {asked} each; the nodes of {} hold {} even when empty.",
-                demand.name,
-                pods(demand.pods),
-                demand.flavors,
-                if most == 0 { pods(0) } else { format!("at most {}", pods(most)) }
-            ));
+            return Obstacle::new(
+                Cause::Size,
+                format!(
+                    "Pod set {} asks for {} with {asked} each; the nodes of {} hold {} even when empty.",
+                    demand.name,
+                    pods(demand.pods),
+                    demand.flavors,
+                    if most == 0 { pods(0) } else { format!("at most {}", pods(most)) }
+                ),
+            );
         }
         match reasons.last() {
-            Some(NoFit::Lacks(resource)) => Obstacle(format!(
-                "Waiting for {resource}: the nodes of {} that have room for {asked} are short of it.",
-                demand.flavors
-            )),
-            _ => Obstacle(format!(
-                "Waiting for free slices: no node of {} has room for another pod with {asked}.{}",
-                demand.flavors,
-                if self.are_taken(demand, nodes) {
-                    " Slices there are held past the queue; see the events SliceTaken of the MIGNodes."
-                } else {
-                    ""
-                }
-            )),
+            Some(NoFit::Lacks(resource)) => Obstacle::new(
+                Cause::Resources,
+                format!(
+                    "Waiting for {resource}: the nodes of {} that have room for {asked} are short of it.",
+                    demand.flavors
+                ),
+            ),
+            _ => self.no_slices(demand, nodes, missing),
         }
+    }
+
+    fn no_slices(&self, demand: &PodSetDemand, nodes: &[NodeName], missing: u32) -> Obstacle {
+        let cause = self.shortage(demand, nodes, missing);
+        let taken = if self.are_taken(demand, nodes) {
+            " Slices there are held past the queue; see the events SliceTaken of the MIGNodes."
+        } else {
+            ""
+        };
+        let message = |cause: Cause| format!("{}{taken}", cause.message(demand));
+        // With the cluster full, one that waits for room in one piece does so all the more. What it was told stays, or it would be
+        // told anew whenever others come and go.
+        let earlier = (cause == Cause::Capacity).then(|| message(Cause::Fragmentation));
+        Obstacle { earlier, ..Obstacle::new(cause, message(cause)) }
     }
 
     /// Whether slices that the pod set asks for are held on one of the nodes by somebody without a claim.
@@ -240,7 +285,7 @@ pub(super) fn selects(node: &Node, demand: &PodSetDemand) -> bool {
     })
 }
 
-fn pods(count: u32) -> String {
+pub(super) fn pods(count: u32) -> String {
     match count {
         1 => "1 pod".to_owned(),
         0 => "no such pod".to_owned(),

@@ -2,6 +2,7 @@
 
 mod adjusting;
 mod admitting;
+mod explaining;
 mod histories;
 mod holders;
 mod inheriting;
@@ -10,5 +11,6 @@ mod mending;
 mod messages;
 mod placing;
 mod releasing;
+mod shortages;
 mod steering;
 mod world;

@@ -47,8 +47,8 @@ fn nobody_else_is_promised_a_taken_slice_and_is_told_why() {
     world.finish("job");
     world.submit("next", 1, &[("4g.24gb", 1)]);
     world.settle();
-    let message = "Waiting for free slices: no node of flavor mig has room for another pod with 1 × 4g.24gb. Slices there are \
-                   held past the queue; see the events SliceTaken of the MIGNodes.";
+    let message = "Waiting for capacity: what is claimed and in use on the nodes of flavor mig leaves too little for 1 pod with \
+                   1 × 4g.24gb. Slices there are held past the queue; see the events SliceTaken of the MIGNodes.";
     assert_eq!(world.check("next"), (CheckState::Pending, message));
     let stranger = world.held.keys().next().unwrap().clone();
     world.end_pod(&stranger);

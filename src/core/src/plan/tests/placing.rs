@@ -28,7 +28,8 @@ fn what_does_not_fit_as_a_whole_takes_nothing() {
     let before = [world.mig("n0").clone(), world.mig("n1").clone()];
     world.submit("job", 8, &[("1g.6gb", 1)]);
     world.settle();
-    let message = "Waiting for free slices: no node of flavor mig has room for another pod with 1 × 1g.6gb.";
+    let message = "Waiting for capacity: what is claimed and in use on the nodes of flavor mig leaves too little for 8 pods with \
+                   1 × 1g.6gb each.";
     assert_eq!(world.check("job"), (CheckState::Pending, message));
     assert_eq!([world.mig("n0").clone(), world.mig("n1").clone()], before);
     world.finish("other");
