@@ -310,6 +310,11 @@ impl Ledger {
         self.free.add(requests, -i64::from(pods));
     }
 
+    /// Gives them back.
+    pub fn refund(&mut self, requests: &Resources, pods: u32) {
+        self.free.add(requests, i64::from(pods));
+    }
+
     /// Strikes out the claims for which `drop` says so.
     pub fn drop_claims(&mut self, drop: impl Fn(&Claim) -> bool) -> Vec<Claim> {
         if !self.claims.iter().any(&drop) {

@@ -48,7 +48,8 @@ impl Pass<'_> {
             if let Err(obstacle) = placed {
                 self.restore(before);
                 self.look_ahead.changes = changes;
-                let placed = self.place_together(&workload.key, attempt, demand);
+                let placed = self.place_together(&workload.key, attempt, demand)
+                    || obstacle.cause.is_about_room() && self.make_way(workload, attempt, demand);
                 return if placed { Ok(()) } else { Err(obstacle) };
             }
         }

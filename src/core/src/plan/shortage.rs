@@ -56,6 +56,11 @@ impl Cause {
         }
     }
 
+    /// Whether others that moved could help.
+    pub(super) fn is_about_room(self) -> bool {
+        matches!(self, Self::Capacity | Self::Fragmentation | Self::Slices | Self::Resources)
+    }
+
     /// What is told of it, when it is about room for slices.
     pub(super) fn message(self, demand: &PodSetDemand) -> String {
         let (flavors, pods) = (&demand.flavors, all_pods(demand));

@@ -7,6 +7,7 @@ mod histories;
 mod holders;
 mod inheriting;
 mod looking_ahead;
+mod making_way;
 mod mending;
 mod messages;
 mod placing;

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::world::{HOLD, World, gpu, pod_set};
 use crate::geometry::tests::{a30, a100};
+use crate::node::Hold;
 use crate::plan::{Cause, Explanation, PodSetView, explain};
 use crate::workload::Demand;
 
@@ -94,7 +95,8 @@ fn room_that_is_kept_for_it_is_named() {
     let mut world = World::with_nodes(&[&[a30()]]);
     world.submit("large", 1, &[("4g.24gb", 1)]);
     let until = world.now + Duration::from_secs(30);
-    world.hold("n0", gpu(0), 0, 4, until);
+    let workload = world.workload("large").key.clone();
+    world.edit_spec("n0", |spec| spec.holds.push(Hold { workload, gpu: gpu(0), start: 0, size: 4, until }));
     let explanation = explained(&world, "large").unwrap();
     assert_eq!(explanation.kept, [("n0".into(), gpu(0), 0, 4, until)]);
     assert!(explained(&world, "large").unwrap().pod_sets.is_ok());

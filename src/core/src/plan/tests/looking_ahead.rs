@@ -138,7 +138,8 @@ fn a_group_that_cannot_be_placed_takes_nothing_and_keeps_its_reason() {
     let second = part("second", 1, &[("4g.24gb", 1)], None);
     world.submit_demand("group", Demand::Slices(vec![first, second]));
     world.settle();
-    let message = "Waiting for free slices: no node of flavor mig has room for another pod with 1 × 4g.24gb.";
+    let message = "Waiting for capacity: what is claimed and in use on the nodes of flavor mig leaves too little for 1 pod with \
+                   1 × 4g.24gb.";
     assert_eq!(world.check("group"), (CheckState::Pending, message));
     assert_eq!([world.mig("n0").clone(), world.mig("n1").clone()], before);
     assert_eq!(world.plan().actions, []);
