@@ -22,6 +22,7 @@ use serde::{Deserialize, Serialize};
     printcolumn(name = "Max Hold", type_ = "integer", json_path = ".spec.maxHoldSeconds"),
     printcolumn(name = "Idle Retention", type_ = "integer", json_path = ".spec.idleSliceRetentionSeconds"),
     printcolumn(name = "Reuse", type_ = "string", json_path = ".spec.sliceReuse"),
+    printcolumn(name = "Placement", type_ = "string", json_path = ".spec.slicePlacement"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
 #[serde(rename_all = "camelCase")]
@@ -54,6 +55,14 @@ pub struct SlicePolicySpec {
     /// wins there for all.
     #[serde(default)]
     pub slice_reuse: SliceReuse,
+    /// Which GPU of a node a new slice goes to. Pack cuts the GPU on which the least room for other profiles is lost, so that
+    /// whole GPUs stay free for large slices. Spread takes the GPU with the fewest slices of the profile, and then the one
+    /// with the least loss: for pods with several slices that work together, since NCCL cannot use two slices of one GPU. It
+    /// is a rule for the slices of one profile on a node, not for those of a pod: the kubelet gives pods any of them. A slice
+    /// that stands idle is used where it is, and what finds room in no other way is packed. Where several policies apply to a
+    /// node, Spread wins there for all.
+    #[serde(default)]
+    pub slice_placement: SlicePlacement,
 }
 
 /// Whether slices are used again.
@@ -64,6 +73,24 @@ pub enum SliceReuse {
     Always,
     /// Only after they were made anew.
     Never,
+    /// A value that only a later version knows: no check goes by this policy.
+    #[serde(other)]
+    #[schemars(skip)]
+    Unknown,
+}
+
+/// Where new slices of a profile go on a node.
+#[derive(JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SlicePlacement {
+    /// Where the least room is lost for others.
+    #[default]
+    Pack,
+    /// To the GPU with the fewest slices of the profile.
+    Spread,
+    /// A value that only a later version knows: no check goes by this policy.
+    #[serde(other)]
+    #[schemars(skip)]
+    Unknown,
 }
 
 fn hold_seconds() -> u32 {
@@ -86,6 +113,7 @@ impl Default for SlicePolicySpec {
             idle_slice_retention_seconds: idle_slice_retention_seconds(),
             node_selector: BTreeMap::new(),
             slice_reuse: SliceReuse::default(),
+            slice_placement: SlicePlacement::default(),
         }
     }
 }

@@ -10,7 +10,7 @@ use slicegate_core::workload::Policy;
 
 use super::gate::presence::Presence;
 use crate::api::convert::workload::{Checks, Flavors, Queues};
-use crate::api::{SlicePolicy, SlicePolicySpec, SliceReuse, kueue, names};
+use crate::api::{SlicePlacement, SlicePolicy, SlicePolicySpec, SliceReuse, kueue, names};
 
 /// Condition type that Kueue looks at (`apis/kueue/v1beta2/admissioncheck_types.go`, `AdmissionCheckActive`).
 pub const ACTIVE: &str = "Active";
@@ -180,12 +180,19 @@ impl Book {
                 names::GROUP
             ));
         }
-        self.policies.get(&reference.name).cloned().ok_or_else(|| {
+        let policy = self.policies.get(&reference.name).cloned().ok_or_else(|| {
             format!(
                 "SlicePolicy {:?} does not exist; create it, or remove spec.parameters to use the defaults.",
                 reference.name
             )
-        })
+        })?;
+        match unknown(&policy) {
+            Some((field, values)) => Err(format!(
+                "SlicePolicy {:?} has a {field} that this version does not know; set it to one of {values}.",
+                reference.name
+            )),
+            None => Ok(policy),
+        }
     }
 }
 
@@ -206,12 +213,20 @@ fn topologies(check: &str, queues: &Queues, flavors: &Flavors) -> Vec<String> {
     found
 }
 
+/// The first field of a policy with a value of a later version, and the values that this one knows.
+fn unknown(spec: &SlicePolicySpec) -> Option<(&'static str, &'static str)> {
+    let reuse = (spec.slice_reuse == SliceReuse::Unknown).then_some(("sliceReuse", "Always, Never"));
+    let placement = spec.slice_placement == SlicePlacement::Unknown;
+    reuse.or(placement.then_some(("slicePlacement", "Pack, Spread")))
+}
+
 fn policy(spec: &SlicePolicySpec) -> Policy {
     Policy {
         hold: Duration::from_secs(u64::from(spec.hold_seconds)),
         max_hold: Duration::from_secs(u64::from(spec.max_hold_seconds)),
         nodes: Constraints { node_selector: spec.node_selector.clone(), ..Constraints::default() },
         reuse: spec.slice_reuse == SliceReuse::Always,
+        spread: spec.slice_placement == SlicePlacement::Spread,
     }
 }
 
@@ -306,6 +321,24 @@ mod tests {
 
         book.set_check(check(Some(("ConfigMap", "x"))));
         assert!(stale(&book)[0].message.contains("names a ConfigMap"));
+    }
+
+    #[test]
+    fn a_policy_with_a_value_of_a_later_version_makes_the_check_inactive_and_says_why() {
+        let mut book = Book::default();
+        book.set_check(check(Some(("SlicePolicy", "strict"))));
+        for (field, value) in [("slicePlacement", "Orbit"), ("sliceReuse", "Sometimes")] {
+            let spec = serde_json::from_value(serde_json::json!({field: value})).unwrap();
+            book.set_policy(SlicePolicy::new("strict", spec));
+            let verdict = stale(&book).remove(0);
+            assert_eq!((verdict.active, verdict.reason), (false, "BadParametersRef"));
+            let about = format!("SlicePolicy \"strict\" has a {field} that this version does not know");
+            assert!(verdict.message.starts_with(&about), "{}", verdict.message);
+            assert_eq!(book.policies()["slicegate"], None);
+        }
+        let spec = serde_json::from_value(serde_json::json!({"slicePlacement": "Spread"})).unwrap();
+        book.set_policy(SlicePolicy::new("strict", spec));
+        assert!(book.policies()["slicegate"].as_ref().unwrap().spread);
     }
 
     #[test]

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use slicegate::api::convert::workload::Surroundings;
 use slicegate::api::convert::{mig, pod, workload};
 use slicegate::api::mig_node::{Health, MigMode, SliceState as ApiState};
-use slicegate::api::{MIGNode, MIGNodeSpec, SlicePolicy, SliceReuse, kueue, names};
+use slicegate::api::{MIGNode, MIGNodeSpec, SlicePlacement, SlicePolicy, SliceReuse, kueue, names};
 use slicegate::controller::writer::CheckEntry;
 use slicegate_core::node::{Holder, SliceState};
 use slicegate_core::workload::{CheckState, Policy};
@@ -160,7 +160,9 @@ fn every_field_and_every_value_of_this_version_is_in_its_objects() {
         }
         // Health and mode of a GPU are not worth a GPU each.
         missing.retain(|m| {
-            m != "status.gpus[].migMode = \"NotSupported\"" && m != "spec.sliceReuse = \"Always\""
+            m != "status.gpus[].migMode = \"NotSupported\""
+                && m != "spec.sliceReuse = \"Always\""
+                && m != "spec.slicePlacement = \"Pack\""
         });
         assert_eq!(missing, Vec::<String>::new(), "add them to {FIXTURES}/{CURRENT}/{file}");
     }
@@ -272,7 +274,11 @@ fn a_slice_policy_of_version_0_1_means_what_it_meant() {
     let spec = policy.spec;
     assert_eq!((spec.hold_seconds, spec.max_hold_seconds, spec.idle_slice_retention_seconds), (30, 240, 0));
     assert_eq!(spec.node_selector, BTreeMap::from([("pool".to_owned(), "mig".to_owned())]));
-    assert_eq!(spec.slice_reuse, SliceReuse::Never);
+    assert_eq!((spec.slice_reuse, spec.slice_placement), (SliceReuse::Never, SlicePlacement::Spread));
+    // One that was written before there was a choice means what it did.
+    let mut before = fixture("v0.1", "slicepolicy.yaml");
+    before["spec"].as_object_mut().unwrap().remove("slicePlacement");
+    assert_eq!(read::<SlicePolicy>(&before).spec.slice_placement, SlicePlacement::Pack);
 }
 
 /// What version 0.1 writes, with what a later one may add.

@@ -139,6 +139,8 @@ pub struct Ledger {
     holds: Vec<Hold>,
     /// Whether each slice is made anew after every pod that had it.
     pub remake_after_use: bool,
+    /// Whether a new slice goes to the GPU that has the fewest of its profile, and only then where it costs least.
+    pub spread: bool,
     claimed: BTreeMap<ProfileName, u32>,
     /// In whose hands the slices are that are in use.
     in_use: Arc<[(ProfileName, Hands)]>,
@@ -237,6 +239,7 @@ impl Ledger {
             claims: mig.spec.claims.clone(),
             holds,
             remake_after_use: mig.spec.remake_after_use,
+            spread: false,
             claimed,
             in_use: in_use.into(),
             heirs: heirs.clone(),
@@ -630,34 +633,45 @@ impl Ledger {
         usable.filter_map(|(uuid, book)| Some((uuid, book, book.kind.table.profile(profile)?)))
     }
 
+    /// How many slices of the profile a GPU has that stand in the way of another there, if they are to be spread.
+    fn crowd(&self, book: &GpuBook, profile: &ProfileName) -> usize {
+        let like = |slot: &&Slot| slot.counts() && slot.slice.profile == *profile;
+        if self.spread { book.slots.iter().filter(like).count() } else { 0 }
+    }
+
     /// The best place in free room.
     fn best_free_place(&self, profile: &ProfileName) -> Option<(u32, Cost, &GpuUuid, table::Place)> {
-        let places = self.gpus_with(profile).filter_map(|(uuid, book, profile)| {
-            let (cost, start) = book.kind.scores.best_start(book.state(|_| true), profile)?;
-            Some((0, cost, uuid, table::Place { profile, start }))
+        let places = self.gpus_with(profile).filter_map(|(uuid, book, index)| {
+            let (cost, start) = book.kind.scores.best_start(book.state(|_| true), index)?;
+            Some((self.crowd(book, profile), (0, cost, uuid, table::Place { profile: index, start })))
         });
         // Of equal ones the first, by UUID.
-        places.min_by_key(|(_, cost, uuid, _)| (*cost, *uuid))
+        let best = places.min_by_key(|(crowd, (_, cost, uuid, _))| (*crowd, *cost, *uuid));
+        best.map(|(_, place)| place)
     }
 
     /// The best place for which the fewest spare slices must go.
     fn best_taken_place(&self, profile: &ProfileName) -> Option<(u32, Cost, &GpuUuid, table::Place)> {
         // Where nothing yields, there is no more room than there was without displacing.
         let yielding = self.gpus_with(profile).filter(|(_, book, _)| book.slots.iter().any(Slot::yields));
-        let places = yielding.flat_map(|(uuid, book, profile)| {
+        let places = yielding.flat_map(|(uuid, book, index)| {
             let model = book.kind.table.model();
-            let entry = &model.profiles[profile];
-            let starts = entry.starts.iter().map(move |&start| table::Place { profile, start });
+            let entry = &model.profiles[index];
+            let crowd = self.crowd(book, profile);
+            let starts = entry.starts.iter().map(move |&start| table::Place { profile: index, start });
             starts.filter_map(move |place| {
                 let slice = Slice { start: place.start, size: entry.size, profile: entry.name.clone() };
                 let goes = |slot: &Slot| slot.yields() && model.check(&slice, [&slot.slice]).is_err();
                 let displaced = self.displaceable(book.slots.iter().filter(|slot| goes(slot)))?;
                 let rest = book.state(|slot| !goes(slot));
                 let cost = book.kind.scores.cost_of(&book.kind.table, rest, place)?;
-                Some((displaced, cost, uuid, place))
+                Some((crowd, (displaced, cost, uuid, place)))
             })
         });
-        places.min_by_key(|(displaced, cost, uuid, _)| (*displaced, *cost, *uuid))
+        let rank = |(crowd, (displaced, cost, uuid, _)): &(usize, (u32, Cost, &GpuUuid, table::Place))| {
+            (*displaced, *crowd, *cost, (*uuid).clone())
+        };
+        places.min_by_key(rank).map(|(_, place)| place)
     }
 
     /// How many declared slices are among `slots`, if their profiles can all spare them.

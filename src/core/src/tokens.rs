@@ -121,7 +121,8 @@ impl Tokens {
 
     /// Binds each of `tokens` to a slice, or none of them. A token that is bound keeps its slice, for an init container's
     /// devices pass on to the pod's containers, unless the slice is one of `taken`, where something of an earlier pod lives
-    /// on, or may no longer be given away. Returns the slices in the order of the tokens.
+    /// on, or may no longer be given away. They come from as many GPUs as can be: what a container has of one GPU it cannot
+    /// use together (NCCL refuses two ranks on one GPU). Returns the slices in the order of the tokens.
     pub fn allocate(&mut self, tokens: &[Token], taken: &BTreeSet<Place>) -> Result<Vec<Place>, Refusal> {
         let mut bound = self.bound.clone();
         let mut places = Vec::new();
@@ -133,10 +134,10 @@ impl Tokens {
             let kept = bound.remove(token).filter(may_have);
             let free = || {
                 let others: BTreeSet<&Place> = bound.values().collect();
-                self.open
-                    .iter()
-                    .find(|p| p.slice.profile == token.profile && may_have(p) && !others.contains(p))
-                    .cloned()
+                let fits =
+                    |p: &&Place| p.slice.profile == token.profile && may_have(p) && !others.contains(p);
+                let of_gpu = |p: &&Place| places.iter().filter(|given: &&Place| given.gpu == p.gpu).count();
+                self.open.iter().filter(fits).min_by_key(of_gpu).cloned()
             };
             let place = kept.or_else(free).ok_or_else(|| Refusal::NoneFree(token.profile.clone()))?;
             bound.insert(token.clone(), place.clone());

@@ -94,13 +94,16 @@ pub struct Policy {
     pub nodes: Constraints,
     /// Whether slices of these nodes may go from one pod to the next as they are.
     pub reuse: bool,
+    /// Whether new slices of one profile are spread over the GPUs of these nodes.
+    pub spread: bool,
 }
 
 impl Default for Policy {
     /// That of a check without parameters; the API's defaults (`SlicePolicy`).
     fn default() -> Self {
         let seconds = Duration::from_secs;
-        Self { hold: seconds(60), max_hold: seconds(960), nodes: Constraints::default(), reuse: true }
+        let (hold, max_hold) = (seconds(60), seconds(960));
+        Self { hold, max_hold, nodes: Constraints::default(), reuse: true, spread: false }
     }
 }
 

@@ -329,6 +329,7 @@ impl<'a> Pass<'a> {
             let mut book = Ledger::open(now, &node.name, mig, &world.kinds, free, &hands, &pass.heirs);
             pass.hands.insert(node.name.clone(), hands);
             book.remake_after_use = pass.remakes(node, mig);
+            book.spread = pass.spreads(node);
             for (workload, pod_set) in claimants(&book) {
                 pass.charge(&mut book, node, &workload, &pod_set);
             }
@@ -375,6 +376,14 @@ impl<'a> Pass<'a> {
             Some(policy) => !policy.reuse && policy.nodes.select(node.name.as_str(), &host.traits),
             None => mig.spec.remake_after_use,
         })
+    }
+
+    /// Whether new slices of one profile are spread over a node's GPUs: as soon as one policy that applies there wants it. Who
+    /// needs them apart cannot do with them together, while who does not care loses only room.
+    fn spreads(&self, node: &Node) -> bool {
+        let Some(host) = &node.host else { return false };
+        let policies = self.world.policies.iter().flatten();
+        policies.into_iter().any(|p| p.spread && p.nodes.select(node.name.as_str(), &host.traits))
     }
 
     /// Charges a book for the pods of a pod set that have a claim there and are not bound yet.

@@ -200,3 +200,14 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn the_slices_of_a_container_come_from_as_many_gpus_as_can_be() {
+    let open =
+        [place(0, 0, "1g.10gb"), place(0, 1, "1g.10gb"), place(1, 0, "1g.10gb"), place(1, 1, "1g.10gb")];
+    let mut tokens = tokens(&open);
+    let three = ["1g.10gb/0", "1g.10gb/1", "1g.10gb/2"].map(token);
+    let [a, b, c, d] = open;
+    assert_eq!(tokens.allocate(&three, &BTreeSet::new()), Ok(vec![a, c, b]));
+    assert_eq!(tokens.allocate(&[token("1g.10gb/3")], &BTreeSet::new()), Ok(vec![d]));
+}

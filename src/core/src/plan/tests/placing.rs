@@ -1,11 +1,11 @@
 use std::time::Duration;
 
-use super::world::{Case, HOLD, World, gpu, pod_set, slice};
+use super::world::{Case, HOLD, World, gpu, pod_set, policy, slice};
 use crate::constraints::{Constraints, Effect, Taint};
 use crate::geometry::tests::{a30, a100, rtx_pro_6000};
 use crate::plan::Action;
 use crate::resources::Resources;
-use crate::workload::{CheckState, Demand};
+use crate::workload::{CheckState, Demand, Policy};
 
 pub(super) fn claims(expected: &[(&str, u32)]) -> std::collections::BTreeMap<String, u32> {
     expected.iter().map(|(node, pods)| ((*node).to_owned(), *pods)).collect()
@@ -325,4 +325,42 @@ fn a_whole_slice_is_not_displaced_while_the_one_that_would_replace_it_is_still_b
         world.settle();
         assert_eq!(world.state("half"), CheckState::Ready);
     }
+}
+
+#[test]
+fn slices_of_a_profile_are_packed_unless_a_policy_that_applies_spreads_them() {
+    let spread = Policy { spread: true, ..policy() };
+    let mut elsewhere = spread.clone();
+    elsewhere.nodes.node_selector.insert("zone".to_owned(), "b".to_owned());
+    let gpus_of =
+        |world: &World| -> Vec<usize> { world.mig("n0").confirmed.gpus.values().map(Vec::len).collect() };
+    for (policies, expected) in [
+        (vec![], vec![4]),
+        (vec![Some(policy()), None, Some(elsewhere.clone())], vec![4]),
+        (vec![Some(policy()), Some(spread)], vec![2, 2]),
+    ] {
+        let mut world = World::with_nodes(&[&[a100(), a100()]]);
+        world.snap.policies = policies;
+        world.submit("job", 2, &[("1g.10gb", 2)]);
+        world.settle();
+        assert_eq!(world.state("job"), CheckState::Ready);
+        assert_eq!(gpus_of(&world), expected);
+    }
+}
+
+#[test]
+fn slices_that_are_spread_share_a_gpu_when_there_is_no_other_way() {
+    let mut world = World::with_nodes(&[&[a100(), a100()]]);
+    world.submit("large", 1, &[("7g.80gb", 1)]);
+    world.settle();
+    world.snap.policies = vec![Some(Policy { spread: true, ..policy() })];
+    world.submit("job", 1, &[("2g.20gb", 3)]);
+    world.settle();
+    assert_eq!(world.state("job"), CheckState::Ready);
+    // And what stands idle is used before anything is made.
+    world.finish("job");
+    world.finish("large");
+    world.submit("next", 1, &[("2g.20gb", 2)]);
+    world.settle();
+    assert_eq!(world.declared("n0").iter().filter(|s| s.profile.as_str() == "2g.20gb").count(), 3);
 }
