@@ -40,8 +40,10 @@ pub struct SlicePolicySpec {
     #[serde(default = "max_hold_seconds")]
     #[schemars(range(min = 1, max = 86400))]
     pub max_hold_seconds: u32,
-    /// How long a slice that nobody has claimed is kept for reuse. A slice that is in the way of another is taken away
-    /// sooner. 0 takes it away at once.
+    /// How long a slice that nobody has claimed is kept for reuse, at most. Of a profile as many are kept as were asked for of
+    /// late (in a quarter of an hour, or in this time if it is longer), and at least one; the others go at once. A slice that
+    /// is in the way of another is taken away sooner, the profile that is asked for least first. 0 keeps none. Where several
+    /// policies apply to a node, the longest time counts there.
     #[serde(default = "idle_slice_retention_seconds")]
     #[schemars(range(min = 0, max = 31_536_000))]
     pub idle_slice_retention_seconds: u32,
@@ -58,9 +60,9 @@ pub struct SlicePolicySpec {
     /// Which GPU of a node a new slice goes to. Pack cuts the GPU on which the least room for other profiles is lost, so that
     /// whole GPUs stay free for large slices. Spread takes the GPU with the fewest slices of the profile, and then the one
     /// with the least loss: for pods with several slices that work together, since NCCL cannot use two slices of one GPU. It
-    /// is a rule for the slices of one profile on a node, not for those of a pod: the kubelet gives pods any of them. A slice
-    /// that stands idle is used where it is, and what finds room in no other way is packed. Where several policies apply to a
-    /// node, Spread wins there for all.
+    /// is a rule for the slices of one profile on a node, not for those of a pod: the kubelet gives pods any of them, though the
+    /// agent takes those of one container from as many GPUs as it can. A slice that stands idle is used where it is, and what
+    /// finds room in no other way is packed. Where several policies apply to a node, Spread wins there for all.
     #[serde(default)]
     pub slice_placement: SlicePlacement,
 }

@@ -111,15 +111,6 @@ impl Book {
         &self.provisioning
     }
 
-    /// How long unclaimed slices are kept: as long as any policy in use wants.
-    pub fn idle_retention(&self) -> Option<Duration> {
-        self.checks
-            .values()
-            .filter_map(|check| self.policy_of(check).ok())
-            .map(|spec| Duration::from_secs(u64::from(spec.idle_slice_retention_seconds)))
-            .max()
-    }
-
     /// The verdicts that differ from what the AdmissionChecks say.
     pub fn stale(&self, queues: &Queues, flavors: &Flavors) -> Vec<Verdict> {
         self.checks
@@ -227,6 +218,7 @@ fn policy(spec: &SlicePolicySpec) -> Policy {
         nodes: Constraints { node_selector: spec.node_selector.clone(), ..Constraints::default() },
         reuse: spec.slice_reuse == SliceReuse::Always,
         spread: spec.slice_placement == SlicePlacement::Spread,
+        idle_retention: Duration::from_secs(u64::from(spec.idle_slice_retention_seconds)),
     }
 }
 

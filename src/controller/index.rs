@@ -15,7 +15,7 @@ use slicegate_core::node::{self, NodeSpec};
 use slicegate_core::plan::{Notice, Snapshot};
 use slicegate_core::resources::Resources;
 use slicegate_core::time::Timestamp;
-use slicegate_core::workload::{CheckState, Demand, Workload};
+use slicegate_core::workload::{CheckState, Demand, Reservation, Workload};
 
 use super::checks::{self, Book};
 use super::gate::presence::Presence;
@@ -515,14 +515,17 @@ impl Index {
     /// Learns what is asked for from a workload when it is first given quota, so that one that is queued again and again counts
     /// once. What there is at the start is what a controller that has just begun knows.
     fn learn(&mut self, workload: &Workload) {
-        let demand = workload.reservation.as_ref().map(|reservation| &reservation.demand);
-        let Some(Demand::Slices(demand)) = demand else { return };
+        let Some(Reservation { since, demand: Demand::Slices(demand), .. }) = &workload.reservation else {
+            return;
+        };
         if !self.learned.insert(workload.key.uid.clone()) {
             return;
         }
         for pod_set in demand {
             for (profile, count) in &pod_set.slices {
-                self.learner.note(profile, pod_set.pods.saturating_mul(*count));
+                let slices = pod_set.pods.saturating_mul(*count);
+                self.learner.note(profile, slices);
+                self.snapshot.rates.note(*since, profile, slices);
             }
         }
         self.snapshot.kinds.follow(&self.learner);

@@ -17,6 +17,8 @@ pub struct Metrics {
     writes: IntCounterVec,
     taken: IntGaugeVec,
     blocked: IntGaugeVec,
+    idle_units: IntGaugeVec,
+    claimed: IntCounterVec,
     leader: IntGauge,
     pub(super) plan_seconds: Histogram,
 }
@@ -67,6 +69,20 @@ impl Metrics {
         for cause in Cause::ALL {
             blocked.with_label_values(&[cause.label()]).set(0);
         }
+        let idle_units = IntGaugeVec::new(
+            Opts::new(
+                "slicegate_idle_units",
+                "Placement units of slices that nobody has claimed and that are kept for the next request, by profile",
+            ),
+            &["profile"],
+        )?;
+        let claimed = IntCounterVec::new(
+            Opts::new(
+                "slicegate_slices_claimed_total",
+                "Slices claimed, by whether they stood idle (reused) or had to be made (made)",
+            ),
+            &["result"],
+        )?;
         let leader = IntGauge::new(
             "slicegate_leader",
             "Whether this replica decides (1) or stands by for one that does (0)",
@@ -80,9 +96,21 @@ impl Metrics {
         registry.register(Box::new(writes.clone()))?;
         registry.register(Box::new(taken.clone()))?;
         registry.register(Box::new(blocked.clone()))?;
+        registry.register(Box::new(idle_units.clone()))?;
+        registry.register(Box::new(claimed.clone()))?;
         registry.register(Box::new(leader.clone()))?;
         registry.register(Box::new(plan_seconds.clone()))?;
-        Ok(Self { transitions, reserve_to_ready, writes, taken, blocked, leader, plan_seconds })
+        Ok(Self {
+            transitions,
+            reserve_to_ready,
+            writes,
+            taken,
+            blocked,
+            idle_units,
+            claimed,
+            leader,
+            plan_seconds,
+        })
     }
 
     pub(super) fn transition(&self, from: CheckState, to: CheckState) {
@@ -93,15 +121,20 @@ impl Metrics {
         self.reserve_to_ready.observe(elapsed.as_secs_f64() * 1000.0);
     }
 
-    /// Sets the gauge of taken slices. A profile of which none is taken any more stays, with 0: an absent series raises no
-    /// alarm, but ends none either.
+    /// Sets the gauge of taken slices.
     pub(super) fn taken(&self, taken: &BTreeMap<ProfileName, u32>, before: &BTreeMap<ProfileName, u32>) {
-        for profile in before.keys().filter(|profile| !taken.contains_key(profile)) {
-            self.taken.with_label_values(&[profile.as_str()]).set(0);
-        }
-        for (profile, count) in taken {
-            self.taken.with_label_values(&[profile.as_str()]).set(i64::from(*count));
-        }
+        set(&self.taken, taken, before);
+    }
+
+    /// Sets the gauge of units that are kept cut for the next request.
+    pub(super) fn idle_units(&self, units: &BTreeMap<ProfileName, u32>, before: &BTreeMap<ProfileName, u32>) {
+        set(&self.idle_units, units, before);
+    }
+
+    /// Counts slices that were claimed.
+    pub(super) fn claimed(&self, (reused, made): (u32, u32)) {
+        self.claimed.with_label_values(&["reused"]).inc_by(u64::from(reused));
+        self.claimed.with_label_values(&["made"]).inc_by(u64::from(made));
     }
 
     pub(super) fn blocked(&self, blocked: &BTreeMap<Cause, u32>) {
@@ -117,5 +150,15 @@ impl Metrics {
 
     pub(super) fn write(&self, what: &str, outcome: Outcome) {
         self.writes.with_label_values(&[what, outcome.label()]).inc();
+    }
+}
+
+/// Sets a gauge. A profile of which there is none any more stays, with 0: an absent series raises no alarm, but ends none either.
+fn set(gauge: &IntGaugeVec, now: &BTreeMap<ProfileName, u32>, before: &BTreeMap<ProfileName, u32>) {
+    for profile in before.keys().filter(|profile| !now.contains_key(profile)) {
+        gauge.with_label_values(&[profile.as_str()]).set(0);
+    }
+    for (profile, count) in now {
+        gauge.with_label_values(&[profile.as_str()]).set(i64::from(*count));
     }
 }

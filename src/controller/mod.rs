@@ -163,6 +163,8 @@ pub async fn run(
         marking: BTreeSet::new(),
         deleting: BTreeSet::new(),
         taken: BTreeMap::new(),
+        idle_units: BTreeMap::new(),
+        serving: BTreeMap::new(),
         opened: BTreeMap::new(),
         in_flight: 0,
         hold: lease.hold(),
@@ -244,6 +246,10 @@ struct Controller {
     deleting: BTreeSet<PodUid>,
     /// The gauge of taken slices as it was set last.
     taken: BTreeMap<ProfileName, u32>,
+    /// The gauge of idle units as it was set last.
+    idle_units: BTreeMap<ProfileName, u32>,
+    /// By node whose `spec` is being written: how many slices are claimed anew that are there, and how many that are to be made.
+    serving: BTreeMap<NodeName, (u32, u32)>,
     /// When each open reservation was first seen, for the histogram of reserve-to-ready.
     opened: BTreeMap<WorkloadUid, (Attempt, Instant)>,
     in_flight: usize,
@@ -350,6 +356,10 @@ impl Controller {
         match done.about {
             About::Spec(name) => {
                 self.metrics.write("spec", done.outcome);
+                let served = self.serving.remove(&name);
+                if let Some(served) = served.filter(|_| done.outcome == Outcome::Written) {
+                    self.metrics.claimed(served);
+                }
                 self.index.end_spec(&name);
             }
             About::Check { workload, transition } => {
@@ -406,8 +416,6 @@ impl Controller {
     /// Decides, and sets everything going that was decided. Returns how long to wait if nothing happens.
     fn step(&mut self, term: &str) -> Option<Duration> {
         self.index.prune();
-        self.limits.idle_retention =
-            self.index.checks().idle_retention().unwrap_or(Limits::default().idle_retention);
         self.note_opened();
         let now = now();
         let timer = self.metrics.plan_seconds.start_timer();
@@ -420,6 +428,10 @@ impl Controller {
             self.taken = plan.taken;
         }
         self.metrics.blocked(&plan.blocked);
+        if self.idle_units != plan.idle_units {
+            self.metrics.idle_units(&plan.idle_units, &self.idle_units);
+            self.idle_units = plan.idle_units;
+        }
         for action in plan.actions {
             self.begin(action);
         }
@@ -450,6 +462,9 @@ impl Controller {
         match action {
             Action::WriteSpec { node, expect, spec } => {
                 debug!(%node, claims = spec.claims.len(), "writing spec");
+                let known = self.index.snapshot().nodes.get(&node).and_then(|node| node.mig.as_ref());
+                let served = known.map(|mig| spec.served_since(&mig.confirmed));
+                self.serving.extend(served.map(|served| (node.clone(), served)));
                 let term = self.index.term_of(&node);
                 self.index.begin_spec(&node, spec.clone());
                 self.spawn(async move {

@@ -10,6 +10,7 @@ pub mod learn;
 pub mod lifetime;
 pub mod pool;
 mod potential;
+pub mod rate;
 pub mod relocate;
 pub mod repack;
 pub mod score;

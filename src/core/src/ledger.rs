@@ -9,7 +9,7 @@ use std::sync::Arc;
 use crate::engine::kinds::{Kind, Kinds};
 use crate::engine::score::Cost;
 use crate::engine::table::{self, State};
-use crate::geometry::{Mask, Slice};
+use crate::geometry::{Mask, Place, Slice};
 use crate::hands::{self, Hands, Heirs};
 use crate::id::{Attempt, GpuUuid, NodeName, PodSetName, WorkloadKey, WorkloadUid};
 use crate::node::{Claim, Hold, MigNode, NodeSpec, ObservedSlice, SliceState};
@@ -83,6 +83,11 @@ impl GpuBook {
         let blocked = strange.fold(self.held, |mask, slot| mask.with(slot.slice.mask()));
         self.kind.table.state(staying().filter_map(|slot| slot.place), blocked)
     }
+    /// How often the declared slices for which `goes` says so are asked for: see [`PodCost::missed`].
+    fn missed(&self, goes: impl Fn(&Slot) -> bool) -> u32 {
+        let gone = self.slots.iter().filter(|slot| slot.origin == Origin::Declared && goes(slot));
+        gone.filter_map(|slot| slot.place).map(|place| self.kind.millionths(place.profile)).sum()
+    }
     /// A slice in the terms of the GPU's tables.
     fn place(&self, slice: &Slice) -> Option<table::Place> {
         let profile = self.kind.table.profile(&slice.profile)?;
@@ -100,6 +105,8 @@ pub struct PodCost {
     pub created: u32,
     /// Idle slices that must go for them.
     pub displaced: u32,
+    /// How often those are asked for: the shares of their profiles in what is asked for, in millionths, summed.
+    pub missed: u32,
     /// Growth of the potential of the GPUs that are cut: see [`crate::engine::score::Cost`].
     pub potential: i64,
     /// Units left free on them.
@@ -108,14 +115,23 @@ pub struct PodCost {
 
 impl PodCost {
     /// With one more slice that must be made.
-    fn with(self, displaced: u32, cost: Cost) -> Self {
+    fn with(self, Displaced { slices, missed }: Displaced, cost: Cost) -> Self {
         Self {
             created: self.created + 1,
-            displaced: self.displaced + displaced,
+            displaced: self.displaced + slices,
+            missed: self.missed.saturating_add(missed),
             potential: self.potential + cost.potential,
             free: self.free + cost.free,
         }
     }
+}
+
+/// Idle slices that must go for another; fewer is better, and of as many those that are asked for least.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+struct Displaced {
+    slices: u32,
+    /// See [`PodCost::missed`].
+    missed: u32,
 }
 
 /// Why one more pod does not fit on a node. The order says which reason of several nodes is worth telling.
@@ -495,29 +511,35 @@ impl Ledger {
         self.note_taken();
     }
 
-    /// Lets go of slices that nobody has claimed and that have been idle for `retention`. Returns when the next will be.
-    pub fn expire_idle(&mut self, now: Timestamp, retention: std::time::Duration) -> Option<Timestamp> {
-        let mut next: Option<Timestamp> = None;
-        let mut spare: BTreeMap<ProfileName, u32> = BTreeMap::new();
-        for profile in self.gpus.values().flat_map(|b| b.slices(Slot::counts)).cloned().map(|s| s.profile) {
-            spare
-                .entry(profile.clone())
-                .or_insert_with(|| self.spare(&profile).min(self.spare_whole(&profile)));
-        }
-        for book in self.gpus.values_mut() {
-            book.slots.retain(|slot| {
-                let Some((SliceState::Idle, since)) = slot.observed else { return true };
-                let left = spare.get_mut(&slot.slice.profile).filter(|left| **left > 0);
-                let Some(left) = left.filter(|_| slot.origin == Origin::Declared) else { return true };
-                if since + retention > now {
-                    next = next.into_iter().chain([since + retention]).min();
-                    return true;
+    /// Slices that nobody has claimed and that stand idle, with the time since which each does. Of those that are as good, the
+    /// ones that have been idle longest.
+    pub fn idle_spares(&self) -> Vec<(Place, Timestamp)> {
+        let mut idle: BTreeMap<&ProfileName, Vec<(Timestamp, &GpuUuid, &Slice)>> = BTreeMap::new();
+        for (uuid, book) in &self.gpus {
+            for slot in book.slots.iter().filter(|slot| slot.origin == Origin::Declared) {
+                if let Some((SliceState::Idle, since)) = slot.observed {
+                    idle.entry(&slot.slice.profile).or_default().push((since, uuid, &slot.slice));
                 }
-                *left -= 1;
-                false
+            }
+        }
+        let mut spares = Vec::new();
+        for (profile, mut idle) in idle {
+            idle.sort_unstable();
+            let spare = self.spare(profile).min(self.spare_whole(profile)) as usize;
+            spares.extend(
+                idle.into_iter().take(spare).map(|(since, gpu, slice)| (Place::new(gpu, slice), since)),
+            );
+        }
+        spares
+    }
+
+    /// Lets go of a slice that is not in use.
+    pub fn let_go(&mut self, place: &Place) {
+        if let Some(book) = self.gpus.get_mut(&place.gpu) {
+            book.slots.retain(|slot| {
+                slot.slice != place.slice || slot.origin != Origin::Declared || slot.is(SliceState::InUse)
             });
         }
-        next
     }
 
     /// The book of the same node with nothing of ours on it: what could ever fit.
@@ -608,7 +630,7 @@ impl Ledger {
 
     /// Declares one more slice of the profile at the best place: in free room if there is any, else where the fewest
     /// spare slices must go. Returns how many went, and the cost of the place.
-    fn make(&mut self, profile: &ProfileName) -> Option<(u32, Cost)> {
+    fn make(&mut self, profile: &ProfileName) -> Option<(Displaced, Cost)> {
         let (displaced, cost, uuid, place) = self.find_place(profile)?;
         let book = self.gpus.get_mut(&uuid)?;
         let kind = book.kind.clone();
@@ -622,7 +644,7 @@ impl Ledger {
     }
 
     /// The best place for one more slice of the profile: how many spare slices must go for it, what it costs, and where it is.
-    fn find_place(&self, profile: &ProfileName) -> Option<(u32, Cost, GpuUuid, table::Place)> {
+    fn find_place(&self, profile: &ProfileName) -> Option<(Displaced, Cost, GpuUuid, table::Place)> {
         let best = self.best_free_place(profile).or_else(|| self.best_taken_place(profile));
         best.map(|(displaced, cost, uuid, place)| (displaced, cost, uuid.clone(), place))
     }
@@ -640,10 +662,11 @@ impl Ledger {
     }
 
     /// The best place in free room.
-    fn best_free_place(&self, profile: &ProfileName) -> Option<(u32, Cost, &GpuUuid, table::Place)> {
+    fn best_free_place(&self, profile: &ProfileName) -> Option<(Displaced, Cost, &GpuUuid, table::Place)> {
         let places = self.gpus_with(profile).filter_map(|(uuid, book, index)| {
             let (cost, start) = book.kind.scores.best_start(book.state(|_| true), index)?;
-            Some((self.crowd(book, profile), (0, cost, uuid, table::Place { profile: index, start })))
+            let place = table::Place { profile: index, start };
+            Some((self.crowd(book, profile), (Displaced::default(), cost, uuid, place)))
         });
         // Of equal ones the first, by UUID.
         let best = places.min_by_key(|(crowd, (_, cost, uuid, _))| (*crowd, *cost, *uuid));
@@ -651,7 +674,7 @@ impl Ledger {
     }
 
     /// The best place for which the fewest spare slices must go.
-    fn best_taken_place(&self, profile: &ProfileName) -> Option<(u32, Cost, &GpuUuid, table::Place)> {
+    fn best_taken_place(&self, profile: &ProfileName) -> Option<(Displaced, Cost, &GpuUuid, table::Place)> {
         // Where nothing yields, there is no more room than there was without displacing.
         let yielding = self.gpus_with(profile).filter(|(_, book, _)| book.slots.iter().any(Slot::yields));
         let places = yielding.flat_map(|(uuid, book, index)| {
@@ -662,15 +685,18 @@ impl Ledger {
             starts.filter_map(move |place| {
                 let slice = Slice { start: place.start, size: entry.size, profile: entry.name.clone() };
                 let goes = |slot: &Slot| slot.yields() && model.check(&slice, [&slot.slice]).is_err();
-                let displaced = self.displaceable(book.slots.iter().filter(|slot| goes(slot)))?;
+                let slices = self.displaceable(book.slots.iter().filter(|slot| goes(slot)))?;
+                let missed = book.missed(|slot| goes(slot));
+                let displaced = Displaced { slices, missed };
                 let rest = book.state(|slot| !goes(slot));
                 let cost = book.kind.scores.cost_of(&book.kind.table, rest, place)?;
                 Some((crowd, (displaced, cost, uuid, place)))
             })
         });
-        let rank = |(crowd, (displaced, cost, uuid, _)): &(usize, (u32, Cost, &GpuUuid, table::Place))| {
-            (*displaced, *crowd, *cost, (*uuid).clone())
-        };
+        let rank =
+            |(crowd, (displaced, cost, uuid, _)): &(usize, (Displaced, Cost, &GpuUuid, table::Place))| {
+                (*displaced, *crowd, *cost, (*uuid).clone())
+            };
         places.min_by_key(rank).map(|(_, place)| place)
     }
 

@@ -209,8 +209,68 @@ impl Hold {
 }
 
 impl NodeSpec {
+    /// How the claims that `before` did not have are served: how many slices were there already, and how many are to be made.
+    pub fn served_since(&self, before: &Self) -> (u32, u32) {
+        let same = |a: &Claim, b: &Claim| {
+            a.workload.uid == b.workload.uid
+                && a.attempt == b.attempt
+                && a.pod_set == b.pod_set
+                && a.profile == b.profile
+        };
+        let more = |claim: &Claim| {
+            let known = before.claims.iter().find(|other| same(claim, other)).map_or(0, |other| other.slices);
+            claim.slices.saturating_sub(known)
+        };
+        let is_new = |(gpu, slice): &(&GpuUuid, &Slice)| {
+            !before.gpus.get(*gpu).is_some_and(|slices| slices.contains(slice))
+        };
+        let all = self.gpus.iter().flat_map(|(gpu, slices)| slices.iter().map(move |slice| (gpu, slice)));
+        let mut made: BTreeMap<&ProfileName, u32> = BTreeMap::new();
+        for (_, slice) in all.filter(is_new) {
+            *made.entry(&slice.profile).or_default() += 1;
+        }
+        let mut claimed: BTreeMap<&ProfileName, u32> = BTreeMap::new();
+        for claim in &self.claims {
+            *claimed.entry(&claim.profile).or_default() += more(claim);
+        }
+        claimed.into_iter().fold((0, 0), |(there, new), (profile, claimed)| {
+            let made = made.get(profile).copied().unwrap_or(0).min(claimed);
+            (there + claimed - made, new + made)
+        })
+    }
+
     /// Slices of a profile that are claimed.
     pub fn claimed(&self, profile: &ProfileName) -> u32 {
         self.claims.iter().filter(|c| c.profile == *profile).map(|c| c.slices).sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn claims_are_served_by_slices_that_are_there_and_by_new_ones() {
+        let small = |start| Slice { start, size: 1, profile: "1g.10gb".parse().unwrap() };
+        let claim = |name: &str, slices| Claim {
+            workload: WorkloadKey { namespace: "team".into(), name: name.into(), uid: name.into() },
+            attempt: "1".into(),
+            pod_set: "main".into(),
+            profile: "1g.10gb".parse().unwrap(),
+            slices,
+            pods: slices,
+        };
+        let spec = |starts: &[u8], claims: &[Claim]| NodeSpec {
+            gpus: [("GPU-0".into(), starts.iter().copied().map(small).collect())].into(),
+            claims: claims.to_vec(),
+            ..NodeSpec::default()
+        };
+        let before = spec(&[0, 1], &[claim("a", 1)]);
+        assert_eq!(before.served_since(&before), (0, 0));
+        assert_eq!(spec(&[0, 1], &[claim("a", 1), claim("b", 1)]).served_since(&before), (1, 0));
+        assert_eq!(spec(&[0, 1, 2], &[claim("a", 2), claim("b", 1)]).served_since(&before), (1, 1));
+        assert_eq!(spec(&[0, 2], &[claim("b", 1)]).served_since(&before), (0, 1));
+        assert_eq!(spec(&[0, 2], &[claim("a", 1)]).served_since(&before), (0, 0), "made for no new claim");
+        assert_eq!(spec(&[], &[]).served_since(&before), (0, 0));
     }
 }

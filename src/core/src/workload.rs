@@ -96,6 +96,8 @@ pub struct Policy {
     pub reuse: bool,
     /// Whether new slices of one profile are spread over the GPUs of these nodes.
     pub spread: bool,
+    /// How long a slice that nobody has claimed is kept on these nodes, at most.
+    pub idle_retention: Duration,
 }
 
 impl Default for Policy {
@@ -103,7 +105,14 @@ impl Default for Policy {
     fn default() -> Self {
         let seconds = Duration::from_secs;
         let (hold, max_hold) = (seconds(60), seconds(960));
-        Self { hold, max_hold, nodes: Constraints::default(), reuse: true, spread: false }
+        Self {
+            hold,
+            max_hold,
+            nodes: Constraints::default(),
+            reuse: true,
+            spread: false,
+            idle_retention: seconds(300),
+        }
     }
 }
 

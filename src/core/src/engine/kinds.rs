@@ -32,6 +32,19 @@ impl Kind {
     fn new(table: Arc<Table>, demand: Demand) -> Self {
         Self { scores: Arc::new(Scores::new(&table, &demand)), table, demand }
     }
+
+    /// The share of a profile, by its index in the model, in what the ranking takes to be asked for, in millionths.
+    pub fn millionths(&self, profile: usize) -> u32 {
+        let Demand(shares) = &self.demand;
+        let share = shares.get(profile).copied().unwrap_or(0.0).clamp(0.0, 1.0);
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "a share is between 0 and 1"
+        )]
+        let millionths = (share * 1e6).round() as u32;
+        millionths
+    }
 }
 
 /// The kinds of GPUs of a cluster. Copies share the tables.

@@ -2,6 +2,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::constraints::Constraints;
+use crate::engine::learn::Learner;
 use crate::geometry::Model;
 use crate::geometry::tests::{a30, a100};
 use crate::node::{Gpu, ObservedSlice, Version};
@@ -70,15 +71,11 @@ pub(super) fn demand(slices: &[(&str, u32)]) -> PodSetDemand {
 }
 
 pub(super) fn open(mig: &MigNode) -> Ledger {
-    Ledger::open(
-        NOW,
-        &"n0".into(),
-        mig,
-        &Kinds::default(),
-        [("cpu", 8000)].into_iter().collect(),
-        &[],
-        &Arc::default(),
-    )
+    open_with(mig, &Kinds::default())
+}
+
+fn open_with(mig: &MigNode, kinds: &Kinds) -> Ledger {
+    Ledger::open(NOW, &"n0".into(), mig, kinds, [("cpu", 8000)].into_iter().collect(), &[], &Arc::default())
 }
 
 pub(super) fn declared(book: &Ledger) -> Vec<Slice> {
@@ -295,30 +292,48 @@ fn a_broken_slice_goes_when_nobody_needs_it_or_another_is_whole_and_stays_while_
 }
 
 #[test]
-fn slices_that_are_idle_for_long_go_as_far_as_nobody_has_claimed_them() {
-    let retention = Duration::from_mins(5);
+fn of_idle_slices_as_many_are_spare_as_nobody_has_claimed_and_first_those_that_were_idle_first() {
     let mut mig = mig(&[a30()]);
     let slices = [0, 1, 2].map(|start| slice("1g.6gb", start, 1));
     declare(&mut mig, &slices, SliceState::Idle);
+    mig.slices[1].since.0 -= 1;
     mig.spec.claims.push(claim("a", "1g.6gb", 2));
     let mut book = open(&mig);
-    assert_eq!(book.expire_idle(NOW, retention), Some(NOW + retention));
-    assert_eq!(declared(&book).len(), 3);
-    assert_eq!(book.expire_idle(NOW + retention, retention), None);
-    assert_eq!(declared(&book).len(), 2);
-    assert_eq!(book.expire_idle(NOW + retention * 2, retention), None);
-    assert_eq!(declared(&book).len(), 2);
+    let spare = Place::new(&gpu(0), &slices[1]);
+    assert_eq!(book.idle_spares(), [(spare.clone(), mig.slices[1].since)]);
+    book.let_go(&spare);
+    assert_eq!(declared(&book), [slices[0].clone(), slices[2].clone()]);
+    assert_eq!(book.idle_spares(), []);
 }
 
 #[test]
-fn an_idle_slice_does_not_expire_while_the_one_that_would_replace_it_is_being_made() {
+fn an_idle_slice_is_not_spare_while_the_one_that_would_replace_it_is_being_made() {
     let mut mig = mig(&[a30()]);
     declare(&mut mig, &[slice("1g.6gb", 0, 1)], SliceState::Idle);
     declare(&mut mig, &[slice("1g.6gb", 1, 1)], SliceState::Creating);
     mig.spec.claims.push(claim("a", "1g.6gb", 1));
-    let mut book = open(&mig);
-    book.expire_idle(NOW + Duration::from_mins(15), Duration::from_mins(5));
-    assert_eq!(declared(&book).len(), 2);
+    assert_eq!(open(&mig).idle_spares(), []);
+}
+
+#[test]
+fn of_idle_slices_in_the_way_that_go_which_is_asked_for_least() {
+    let mut kinds = Kinds::default();
+    let model = kinds.meet(&Arc::new(a30()));
+    let mut mig = mig(&[a30()]);
+    mig.gpus.get_mut(&gpu(0)).unwrap().model = model;
+    declare(&mut mig, &[slice("2g.12gb", 0, 2), slice("2g.12gb+me", 2, 2)], SliceState::Idle);
+    let asked_for = |often: &str| {
+        let mut learner = Learner::default();
+        learner.note(&often.parse().unwrap(), 100);
+        let mut kinds = kinds.clone();
+        kinds.follow(&learner);
+        let book = open_with(&mig, &kinds);
+        let (cost, book) = book.try_pod(&demand(&[("1g.6gb", 1)])).unwrap();
+        assert_eq!((cost.created, cost.displaced), (1, 1));
+        declared(&book)
+    };
+    assert!(asked_for("2g.12gb").contains(&slice("2g.12gb", 0, 2)));
+    assert!(asked_for("2g.12gb+me").contains(&slice("2g.12gb+me", 2, 2)));
 }
 
 #[test]

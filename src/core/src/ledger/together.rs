@@ -405,7 +405,11 @@ impl GpuBook {
             if model.check(&slot.slice, slots.iter().map(|slot| &slot.slice)).is_ok() {
                 slots.push(slot);
             } else {
-                total.displaced += u32::from(slot.origin == Origin::Declared);
+                let share = slot.place.map_or(0, |place| kind.millionths(place.profile));
+                if slot.origin == Origin::Declared {
+                    total.displaced += 1;
+                    total.missed = total.missed.saturating_add(share);
+                }
             }
         }
         self.slots = slots;

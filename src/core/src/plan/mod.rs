@@ -9,6 +9,7 @@ mod adjust;
 mod admit;
 mod explain;
 mod holders;
+mod idle;
 mod inherit;
 mod look_ahead;
 mod notice;
@@ -27,6 +28,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::engine::kinds::Kinds;
+use crate::engine::rate::Rates;
 use crate::hands::{Hands, Heirs};
 use crate::id::{Attempt, NodeName, PodSetName, PodUid, WorkloadKey, WorkloadUid};
 use crate::ledger::Ledger;
@@ -48,7 +50,7 @@ pub struct Limits {
     pub agent_silence: Duration,
     /// How long a reservation may wait for its slices before the workload is told what it waits for.
     pub patience: Duration,
-    /// How long a slice that nobody has claimed is kept.
+    /// How long a slice that nobody has claimed is kept at most, on a node to which no policy applies.
     pub idle_retention: Duration,
     /// How long a process may outlive its pod before the slice that it holds counts as taken.
     pub lingering: Duration,
@@ -141,6 +143,8 @@ pub struct Snapshot {
     pub policies: Vec<Option<Policy>>,
     /// The GPU models, and what is asked for of each.
     pub kinds: Kinds,
+    /// How often slices are asked for.
+    pub rates: Rates,
 }
 
 /// Something to do, and the precondition under which it is right.
@@ -227,6 +231,8 @@ pub struct Plan {
     pub taken: BTreeMap<ProfileName, u32>,
     /// Workloads with quota that find no place, by what they lack.
     pub blocked: BTreeMap<Cause, u32>,
+    /// Placement units by profile of slices that nobody has claimed and that are kept for the next request.
+    pub idle_units: BTreeMap<ProfileName, u32>,
 }
 
 /// Decides what to do next.
@@ -454,10 +460,7 @@ impl<'a> Pass<'a> {
     }
 
     fn expire_idle(&mut self) {
-        for book in self.books.values_mut() {
-            let next = book.expire_idle(self.now, self.limits.idle_retention);
-            self.plan.recheck_at = self.plan.recheck_at.into_iter().chain(next).min();
-        }
+        self.let_idle_go();
         for mig in self.world.nodes.values().filter_map(|n| n.mig.as_ref()) {
             mig.spec.holds.iter().for_each(|hold| self.recheck(hold.until));
         }

@@ -6,6 +6,7 @@ mod explaining;
 mod histories;
 mod holders;
 mod inheriting;
+mod keeping_idle;
 mod looking_ahead;
 mod making_way;
 mod mending;

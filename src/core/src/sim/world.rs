@@ -184,9 +184,10 @@ impl World {
             policy: Policy {
                 hold: Duration::from_secs(20),
                 max_hold: Duration::from_secs(80),
+                idle_retention: Duration::from_mins(1),
                 ..Policy::default()
             },
-            limits: Limits { idle_retention: Duration::from_mins(1), ..Limits::default() },
+            limits: Limits::default(),
             pods_lag: None,
             mutation: None,
             fault: None,

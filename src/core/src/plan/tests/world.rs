@@ -66,7 +66,7 @@ pub(super) fn pod_set(pods: u32, slices: &[(&str, u32)]) -> PodSetDemand {
 }
 
 pub(super) fn policy() -> Policy {
-    Policy { hold: HOLD, max_hold: HOLD * 8, nodes: Constraints::default(), reuse: true, spread: false }
+    Policy { hold: HOLD, max_hold: HOLD * 8, ..Policy::default() }
 }
 
 pub(super) fn gpu(index: usize) -> GpuUuid {
