@@ -17,6 +17,14 @@ async fn refused<T>(what: &str, attempt: impl Future<Output = kube::Result<T>>, 
     }
 }
 
+/// Waits until an attempt that is never carried out would be refused: the API server takes up each policy in its own time.
+async fn until_refused<T, F>(world: &World, what: &str, dry_run: impl Fn() -> F) -> Result<()>
+where
+    F: Future<Output = kube::Result<T>>,
+{
+    world.until(&format!("{what} is refused"), || async { Ok(dry_run().await.is_err()) }).await
+}
+
 fn pod(name: &str, spec: &Value) -> Result<Pod> {
     Ok(serde_json::from_value(
         json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": spec}),
@@ -37,6 +45,11 @@ async fn an_agent_writes_its_own_nodes_objects_and_nothing_else() -> Result<()> 
     let nodes: Api<Node> = Api::all(agent.clone());
     let (merge, apply) = (PatchParams::default(), PatchParams::apply("test").force());
     let status = |name: &str| json!({"apiVersion": "slicegate.dev/v1alpha1", "kind": "MIGNode", "metadata": {"name": name}, "status": {"bootID": "x"}});
+    let dry_run = PatchParams { dry_run: true, ..PatchParams::default() };
+    let boot = Patch::Merge(json!({"status": {"bootID": "x"}}));
+    until_refused(&world, "another's status", || mig_nodes.patch_status("gpu-b", &dry_run, &boot)).await?;
+    let slices = Patch::Merge(json!({"status": {"capacity": {"nvidia.com/mig-1g.6gb": "5"}}}));
+    until_refused(&world, "another's Node", || nodes.patch_status("gpu-b", &dry_run, &slices)).await?;
     let other = "may not write mignodes gpu-b";
     refused(
         "applying another's status",
@@ -167,13 +180,17 @@ async fn every_pod_that_asks_for_slices_is_gated_and_only_the_controller_lets_it
         anyhow::Ok(gates(&api.create(&PostParams::default(), &pod(name, &spec)?).await?))
     };
     let asking = |name: &str| json!({"name": name, "image": "x", "resources": asks});
+    let mut bound = with(asking("a"));
+    bound["nodeName"] = json!("gpu-a30");
+    let dry_run = PostParams { dry_run: true, ..PostParams::default() };
     world
         .until("the gate is in force", || async {
             let spec = pod("probe", &with(asking("a")))?;
-            let parameters = PostParams { dry_run: true, ..PostParams::default() };
-            Ok(!gates(&pods.create(&parameters, &spec).await?).is_empty())
+            Ok(!gates(&pods.create(&dry_run, &spec).await?).is_empty())
         })
         .await?;
+    let named = pod("probe", &bound)?;
+    until_refused(&world, "a pod that names its node", || pods.create(&dry_run, &named)).await?;
     assert_eq!(create(&pods, "limits", with(asking("a"))).await?, ours);
     let init = json!({"containers": [plain], "initContainers": [asking("i")]});
     assert_eq!(create(&pods, "init", init).await?, ours);
@@ -182,8 +199,6 @@ async fn every_pod_that_asks_for_slices_is_gated_and_only_the_controller_lets_it
     assert_eq!(create(&pods, "plain", with(plain.clone())).await?, Vec::<String>::new());
     assert_eq!(create(&world.api("free"), "free", with(asking("a"))).await?, Vec::<String>::new());
 
-    let mut bound = with(asking("a"));
-    bound["nodeName"] = json!("gpu-a30");
     refused(
         "a pod that names its node",
         pods.create(&PostParams::default(), &pod("bound", &bound)?),
@@ -205,6 +220,8 @@ async fn every_pod_that_asks_for_slices_is_gated_and_only_the_controller_lets_it
     let ungate = Patch::Strategic(
         json!({"spec": {"schedulingGates": [{"$patch": "delete", "name": "slicegate.dev/claim"}]}}),
     );
+    let dry_run = PatchParams { dry_run: true, ..PatchParams::default() };
+    until_refused(&world, "removing the gate", || tenant.patch("limits", &dry_run, &ungate)).await?;
     refused(
         "removing the gate",
         tenant.patch("limits", &PatchParams::default(), &ungate),

@@ -7,11 +7,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::place::selects;
 use super::{Pass, Pod, Snapshot};
 use crate::hands::Heirs;
-use crate::id::{NodeName, WorkloadUid};
+use crate::id::{Attempt, NodeName, WorkloadKey, WorkloadUid};
+use crate::ledger::Ledger;
 use crate::node::{Claim, Node};
-use crate::workload::{Demand, Reservation, Workload};
+use crate::workload::{Demand, PodSetDemand, Reservation, Workload};
 
 /// Who has taken over from whom. A Workload that is gone, of which only the uid on its pods is left, is succeeded by the only
 /// one that the pods' owner has now, or, when the job itself is gone, by the one whose claim they run on.
@@ -138,13 +140,9 @@ impl Pass<'_> {
             };
             let last = self.world.workloads.get(old).and_then(|w| w.reservation.as_ref()).map(|r| &r.attempt);
             let wanted = |claim: &Claim| {
-                let pod_set = demand.iter().find(|pod_set| pod_set.name == claim.pod_set);
-                let each = pod_set.and_then(|pod_set| pod_set.slices.get(&claim.profile)).copied();
                 claim.workload.uid == *old
                     && last.is_none_or(|last| *last == claim.attempt)
-                    && each.is_some_and(|each| {
-                        u64::from(each) * u64::from(claim.pods) == u64::from(claim.slices)
-                    })
+                    && demand.iter().any(|p| p.name == claim.pod_set && asks_for(p, claim))
             };
             let nodes: Vec<NodeName> = self.nodes_of(old).cloned().collect();
             for name in nodes {
@@ -155,4 +153,50 @@ impl Pass<'_> {
             }
         }
     }
+
+    /// Enters what a workload has claimed under an earlier reservation under its present one, when Kueue has let it in on an
+    /// answer that was for the earlier one: quota that is withdrawn without an eviction leaves the checks as they are. Pods that
+    /// were sent on their way meanwhile keep such claims from being released, and the others would wait for them.
+    pub(super) fn take_over_own(&mut self) {
+        for workload in self.world.workloads.values().filter(|w| w.admitted && w.passed()) {
+            let Some(Reservation { attempt, demand: Demand::Slices(demand), .. }) = workload.open() else {
+                continue;
+            };
+            for pod_set in demand {
+                self.take_over(&workload.key, attempt, pod_set);
+            }
+        }
+    }
+
+    /// The same for one pod set, as long as it lacks claims. Of the last one that is taken over more may be left than it asks
+    /// for; that is surplus.
+    fn take_over(&mut self, key: &WorkloadKey, attempt: &Attempt, pod_set: &PodSetDemand) {
+        let within = |book: &Ledger| book.pods_within(&key.uid, attempt, &pod_set.name);
+        let earlier = |claim: &Claim| {
+            claim.workload.uid == key.uid
+                && claim.attempt != *attempt
+                && claim.pod_set == pod_set.name
+                && asks_for(pod_set, claim)
+        };
+        let mut claimed: u32 = self.books_of(&key.uid).map(|(_, book)| within(book)).sum();
+        let nodes: Vec<NodeName> = self.nodes_of(&key.uid).cloned().collect();
+        for name in nodes {
+            let (Some(book), Some(node)) = (self.books.get_mut(&name), self.world.nodes.get(&name)) else {
+                continue;
+            };
+            if claimed >= pod_set.pods || !selects(node, pod_set) || !book.claims().iter().any(earlier) {
+                continue;
+            }
+            let before = within(book);
+            book.transfer_claims(earlier, key, attempt);
+            claimed += within(book) - before;
+            self.note_change(&name);
+        }
+    }
+}
+
+/// Whether it is for what has been claimed that a pod set asks: so many slices of that profile for each pod.
+fn asks_for(pod_set: &PodSetDemand, claim: &Claim) -> bool {
+    let each = pod_set.slices.get(&claim.profile).copied();
+    each.is_some_and(|each| u64::from(each) * u64::from(claim.pods) == u64::from(claim.slices))
 }

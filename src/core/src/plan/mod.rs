@@ -1,9 +1,10 @@
 //! The controller's decision: what to write next, given everything that is known.
 //!
-//! Each pass goes over the whole world in this order: hand on what elastic jobs leave to their successors, take back what
-//! nobody has a right to or needs any more, put broken books right, give workloads with quota their slices, tell Kueue,
-//! send pods to their nodes, let go of slices long idle. Every write carries the precondition under which it is right; what is under way already is not asked for again. A pass over a
-//! world in which all of it has been done asks for nothing.
+//! Each pass goes over the whole world in this order: hand on what elastic jobs leave to their successors and earlier
+//! reservations to later ones, take back what nobody has a right to or needs any more, put broken books right, give workloads
+//! with quota their slices, tell Kueue, send pods to their nodes, let go of slices long idle. Every write carries the
+//! precondition under which it is right; what is under way already is not asked for again. A pass over a world in which all of
+//! it has been done asks for nothing.
 
 mod adjust;
 mod admit;
@@ -239,6 +240,7 @@ pub struct Plan {
 pub fn plan(now: Timestamp, world: &Snapshot, limits: &Limits) -> Plan {
     let mut pass = Pass::open(now, world, limits);
     pass.inherit();
+    pass.take_over_own();
     pass.release();
     pass.give_back_surplus();
     pass.mend();

@@ -281,3 +281,44 @@ fn a_successor_claims_nothing_beside_what_it_is_about_to_take_over() {
     assert_eq!(world.claims("second"), [("n0".to_owned(), 2)].into());
     assert_eq!(world.declared("n0").len(), 2, "no more slices were made than are needed");
 }
+
+/// Attempts of the claims of a workload, each once.
+fn attempts(world: &World, name: &str) -> Vec<String> {
+    let claims = world.snap.nodes.values().flat_map(|n| &n.mig.as_ref().unwrap().confirmed.claims);
+    let theirs = claims.filter(|c| c.workload.uid == WorkloadUid::new(name));
+    let attempts: std::collections::BTreeSet<_> = theirs.map(|c| c.attempt.to_string()).collect();
+    attempts.into_iter().collect()
+}
+
+#[test]
+fn what_was_claimed_for_an_earlier_reservation_is_taken_over_by_the_one_that_an_old_answer_let_in() {
+    let mut world = World::with_nodes(&[&[a30()]]);
+    world.submit("job", 2, &[("2g.12gb", 1)]);
+    world.settle();
+    let first = world.create_pod("job");
+    world.settle();
+    let (held, before) = (world.held[&first].clone(), attempts(&world, "job"));
+    // Quota is withdrawn without an eviction and given again while nobody looks: Kueue admits on the checks as they are.
+    let demand = world.workload_mut("job").reservation.as_ref().unwrap().demand.clone();
+    world.reserve("job", demand);
+    let second = world.create_pod("job");
+    world.settle();
+    assert!(world.pod(&second).node.is_some(), "its slice stands there, claimed by its own workload");
+    assert_eq!(world.held[&first], held);
+    assert_eq!(world.claims("job"), [("n0".to_owned(), 2)].into());
+    let now = attempts(&world, "job");
+    assert!(now.len() == 1 && now != before, "{now:?}, {before:?} before");
+}
+
+#[test]
+fn an_earlier_reservation_leaves_no_more_than_the_later_one_asks_for() {
+    let mut world = World::with_nodes(&[&[a30()]]);
+    world.submit("job", 2, &[("2g.12gb", 1)]);
+    world.settle();
+    let pod = world.create_pod("job");
+    world.settle();
+    world.reserve("job", Demand::Slices(vec![pod_set(1, &[("2g.12gb", 1)])]));
+    world.settle();
+    assert_eq!(world.claims("job"), [("n0".to_owned(), 1)].into());
+    assert!(world.held.contains_key(&pod));
+}

@@ -188,14 +188,19 @@ impl World {
         }
         for old in &mig.confirmed.claims {
             let heir = self.heir(&old.workload.uid);
+            // What an earlier reservation has claimed is not lost when the one that follows it takes it over.
+            let current = self.snap.workloads.get(&old.workload.uid).and_then(|w| w.reservation.as_ref());
+            let current = current.map_or(&old.attempt, |r| &r.attempt);
             let same = spec.claims.iter().filter(|c| {
-                let theirs = c.workload == old.workload && c.attempt == old.attempt;
+                let theirs =
+                    c.workload == old.workload && (c.attempt == old.attempt || c.attempt == *current);
                 let inherited = heir != old.workload.uid && c.workload.uid == heir;
                 (theirs || inherited) && c.pod_set == old.pod_set && c.profile == old.profile
             });
-            let kept = same.map(|c| c.pods).max().unwrap_or(0);
+            let left = same.max_by_key(|c| c.pods);
+            let (kept, attempt) = left.map_or((0, &old.attempt), |c| (c.pods, &c.attempt));
             if kept < old.pods {
-                self.may_drop(node, &old.workload.uid, &old.attempt, kept);
+                self.may_drop(node, &old.workload.uid, attempt, kept);
             }
         }
         let now = self.now;
