@@ -56,3 +56,5 @@ mod tests {
         assert_eq!(check_manager(&"a".repeat(253)).len(), 128, "the API server takes no longer one");
     }
 }
+/// The resource that counts GPU memory over all profiles, in GiB as the profiles' names say.
+pub const GPU_MEMORY: &str = "slicegate.dev/gpu-memory";

@@ -1,8 +1,9 @@
-//! `kubectl slices`: read-only views of the MIGNodes, and of why a workload waits.
+//! `kubectl slices`: read-only views of the MIGNodes, of why a workload waits, and of what Kueue is told of them.
 
 mod cluster;
 pub mod explain;
 pub mod gpus;
+pub mod kueue_config;
 mod nodes;
 
 use std::io::IsTerminal;
@@ -34,6 +35,8 @@ enum Command {
     Gpus(Show),
     /// Why a workload waits: what it lacks, which nodes were considered and why each does not fit, and when it is queued again.
     Explain(Explain),
+    /// What Kueue's Configuration needs so that one quota counts the GPU memory of slices of every profile.
+    KueueConfig(kueue_config::KueueConfig),
 }
 
 #[derive(Args)]
@@ -120,6 +123,9 @@ pub enum Error {
     /// The API server said no.
     #[error("cannot list MIGNodes: {0}")]
     Api(#[source] Box<kube::Error>),
+    /// What Kueue is told is not as it should be, or cannot be found out.
+    #[error("{0}")]
+    Kueue(String),
     /// The objects cannot be written in that format.
     #[error("cannot write the output: {0}")]
     Output(String),
@@ -133,6 +139,10 @@ pub async fn run(cli: Cli) -> Result<String, Error> {
         Command::Explain(Explain { workload, namespace }) => {
             let namespace = namespace.as_deref().unwrap_or(client.default_namespace());
             return explain::explain(&client, namespace, workload).await;
+        }
+        Command::KueueConfig(args) => {
+            let nodes = read(client.clone(), &[]).await?;
+            return kueue_config::run(client, args, &nodes).await;
         }
     };
     let nodes = read(client, &show.nodes).await?;

@@ -11,6 +11,7 @@ mod identities;
 mod install;
 mod kinds;
 mod life;
+mod memory_quota;
 mod nodes;
 mod provisioning;
 mod queues;

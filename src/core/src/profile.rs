@@ -84,6 +84,13 @@ impl ProfileName {
         Some(parsed.ok_or_else(|| InvalidProfileName(name.to_owned())))
     }
 
+    /// Its memory in GiB, as its name says it: the figure that people know it by, which is the same on every model and needs no
+    /// table. What NVML reports is a little less (9728 MiB of a `1g.10gb` of an A100-80GB). `None` for a profile without a name.
+    pub fn memory_gib(&self) -> Option<u32> {
+        let (sizes, _) = self.0.split_once("gb")?;
+        sizes.split_once("g.")?.1.parse().ok()
+    }
+
     /// What the profile takes of the media engines, which its name says.
     pub fn media(&self) -> Media {
         match self.attribute() {
@@ -144,6 +151,14 @@ mod tests {
             "1g.24gb+me.all".parse::<ProfileName>().unwrap().resource(),
             "nvidia.com/mig-1g.24gb.me.all"
         );
+    }
+
+    #[test]
+    fn the_name_says_how_much_memory_a_profile_has() {
+        let sizes = ["1g.10gb", "7g.141gb", "1g.24gb+me.all", "2g.48gb-me", "1g.5gb"]
+            .map(|name| name.parse::<ProfileName>().unwrap().memory_gib());
+        assert_eq!(sizes, [Some(10), Some(141), Some(24), Some(48), Some(5)]);
+        assert_eq!(ProfileName::unknown(20).memory_gib(), None);
     }
 
     #[test]
