@@ -26,6 +26,9 @@ pub struct WorkloadSpec {
     /// False once the workload is deactivated.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub active: Option<bool>,
+    /// How long the workload may be admitted, all its attempts together, before Kueue deactivates it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub maximum_execution_time_seconds: Option<i32>,
 }
 
 /// `Workload.spec.podSets[]`.
@@ -56,6 +59,9 @@ pub struct WorkloadStatus {
     /// Pods that will not need their resources any more.
     #[serde(default)]
     pub reclaimable_pods: Vec<ReclaimablePod>,
+    /// How much of `maximumExecutionTimeSeconds` its earlier attempts have used up.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub accumulated_past_execution_time_seconds: Option<i32>,
 }
 
 /// `Workload.status.reclaimablePods[]`.

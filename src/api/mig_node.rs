@@ -51,6 +51,13 @@ use serde::{Deserialize, Serialize};
         description = "Why, or why not"
     ),
     printcolumn(
+        name = "Room Kept For",
+        type_ = "string",
+        json_path = ".spec.holds[0].workload.name",
+        priority = 1,
+        description = "The first of the workloads that room is kept for"
+    ),
+    printcolumn(
         name = "Driver",
         type_ = "string",
         json_path = ".status.driverVersion",
@@ -79,9 +86,11 @@ pub struct MIGNodeSpec {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 512))]
     pub claims: Vec<Claim>,
-    /// Room kept free for a blocked large request. A hold expires by itself, is no claim and needs no quota.
+    /// Room kept for workloads that have waited long (keepRoom of the SlicePolicy): what runs there runs to its end, and nothing
+    /// new comes in. A hold expires by itself, is no claim and needs no quota.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64))]
+    #[x_kube(validation = Rule::new("self.all(h, h.start + h.size <= 16)").message("a hold must lie within the GPU's placement units"))]
     pub holds: Vec<Hold>,
     /// Whether the agent destroys and makes anew each slice after every pod that had it. Set where a SlicePolicy that applies
     /// to the node has sliceReuse Never.
@@ -174,7 +183,7 @@ pub struct Hold {
     /// Placement units.
     #[schemars(range(min = 1, max = 16))]
     pub size: u8,
-    /// When it expires.
+    /// When it expires, unless the workload still waits with quota: then it is renewed in time.
     pub until: Time,
 }
 

@@ -23,6 +23,7 @@ use serde::{Deserialize, Serialize};
     printcolumn(name = "Idle Retention", type_ = "integer", json_path = ".spec.idleSliceRetentionSeconds"),
     printcolumn(name = "Reuse", type_ = "string", json_path = ".spec.sliceReuse"),
     printcolumn(name = "Placement", type_ = "string", json_path = ".spec.slicePlacement"),
+    printcolumn(name = "Keep Room After", type_ = "integer", json_path = ".spec.keepRoom.afterSeconds"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
 #[serde(rename_all = "camelCase")]
@@ -65,6 +66,47 @@ pub struct SlicePolicySpec {
     /// finds room in no other way is packed. Where several policies apply to a node, Spread wins there for all.
     #[serde(default)]
     pub slice_placement: SlicePlacement,
+    /// When room is kept for a workload that waits, so that smaller ones do not take whatever comes free for ever. Where
+    /// several checks cover a workload, what all of them allow counts.
+    #[serde(default)]
+    pub keep_room: KeepRoom,
+}
+
+/// When room is kept for a workload that waits (spec.holds of the MIGNodes). Nobody else is placed there then, but for
+/// workloads whose maximumExecutionTimeSeconds ends before the room can be filled.
+#[derive(JsonSchema, Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct KeepRoom {
+    /// How long a workload must have had quota and found no room, all its attempts together, before room is kept for it. Those
+    /// that have waited longest come first.
+    #[serde(default = "after_seconds")]
+    #[schemars(range(min = 1, max = 86400))]
+    pub after_seconds: u32,
+    /// How long room stays kept after the workload has been queued again: it has that long to get quota anew. As long as it
+    /// has quota and waits, room is kept for it however long that takes.
+    #[serde(default = "for_seconds")]
+    #[schemars(range(min = 60, max = 86400))]
+    pub for_seconds: u32,
+    /// For how many workloads room is kept at the same time. 0: room is never kept.
+    #[serde(default = "max_workloads")]
+    #[schemars(range(min = 0, max = 64))]
+    pub max_workloads: u32,
+    /// How much of the GPUs that a workload may use is kept for all of them together, in percent of the placement units. The
+    /// first may have more, since otherwise nothing larger would ever run.
+    #[serde(default = "max_percent")]
+    #[schemars(range(min = 1, max = 100))]
+    pub max_percent: u32,
+}
+
+impl Default for KeepRoom {
+    fn default() -> Self {
+        Self {
+            after_seconds: after_seconds(),
+            for_seconds: for_seconds(),
+            max_workloads: max_workloads(),
+            max_percent: max_percent(),
+        }
+    }
 }
 
 /// Whether slices are used again.
@@ -107,6 +149,22 @@ fn idle_slice_retention_seconds() -> u32 {
     300
 }
 
+fn after_seconds() -> u32 {
+    300
+}
+
+fn for_seconds() -> u32 {
+    600
+}
+
+fn max_workloads() -> u32 {
+    8
+}
+
+fn max_percent() -> u32 {
+    15
+}
+
 impl Default for SlicePolicySpec {
     fn default() -> Self {
         Self {
@@ -116,6 +174,7 @@ impl Default for SlicePolicySpec {
             node_selector: BTreeMap::new(),
             slice_reuse: SliceReuse::default(),
             slice_placement: SlicePlacement::default(),
+            keep_room: KeepRoom::default(),
         }
     }
 }

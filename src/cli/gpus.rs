@@ -11,7 +11,7 @@ use crate::api::mig_node::{GpuStatus, Health, MIGNodeStatus, MigMode, SliceState
 const WIDTH: usize = 72;
 
 /// What the marks mean.
-pub const LEGEND: &str = "* in use   ? process without pod   (none) idle   + being made   - being taken away   ! failed   # not Slicegate's   . free";
+pub const LEGEND: &str = "* in use   ? process without pod   (none) idle   + being made   - being taken away   ! failed   # not Slicegate's   . free   ~ free, kept for a workload that waits";
 
 struct Block {
     start: usize,
@@ -42,12 +42,12 @@ pub fn node_picture(node: &MIGNode, colour: bool) -> String {
     let summary = status.summary.clone().unwrap_or_default();
     let _ = writeln!(text, "{}  {}", node.name_any(), summary.gpus);
     for gpu in &status.gpus {
-        let _ = writeln!(text, "  {:>2} {}", gpu.index, gpu_picture(&status, gpu, colour));
+        let _ = writeln!(text, "  {:>2} {}", gpu.index, gpu_picture(node, &status, gpu, colour));
     }
     text
 }
 
-fn gpu_picture(status: &MIGNodeStatus, gpu: &GpuStatus, colour: bool) -> String {
+fn gpu_picture(node: &MIGNode, status: &MIGNodeStatus, gpu: &GpuStatus, colour: bool) -> String {
     if gpu.mig_mode != MigMode::Enabled {
         return format!("MIG mode {:?}", gpu.mig_mode);
     }
@@ -78,6 +78,20 @@ fn gpu_picture(status: &MIGNodeStatus, gpu: &GpuStatus, colour: bool) -> String 
         .collect();
     blocks.sort_by_key(|b| (b.start, b.mark == '+'));
     let unit = WIDTH / units;
+    let kept: Vec<(usize, usize)> = node
+        .spec
+        .holds
+        .iter()
+        .filter(|hold| hold.gpu == gpu.uuid)
+        .map(|hold| (hold.start.into(), usize::from(hold.start) + usize::from(hold.size)))
+        .collect();
+    let free = |line: &mut String, units: std::ops::Range<usize>| {
+        for at in units {
+            let is_kept = kept.iter().any(|(start, end)| (*start..*end).contains(&at));
+            line.push_str(&if is_kept { "~" } else { "." }.repeat(unit - 1));
+            line.push('|');
+        }
+    };
     let mut line = String::from("|");
     let mut at = 0;
     for block in blocks {
@@ -85,7 +99,7 @@ fn gpu_picture(status: &MIGNodeStatus, gpu: &GpuStatus, colour: bool) -> String 
         if block.start < at || block.start + block.size > units {
             continue;
         }
-        line.push_str(&free(block.start - at, unit));
+        free(&mut line, at..block.start);
         let width = unit * block.size - 1;
         let mut label = block.profile;
         label.push(block.mark);
@@ -97,15 +111,11 @@ fn gpu_picture(status: &MIGNodeStatus, gpu: &GpuStatus, colour: bool) -> String 
         }
         at = block.start + block.size;
     }
-    line.push_str(&free(units - at.min(units), unit));
+    free(&mut line, at..units);
     if gpu.health == Health::Unhealthy {
         let _ = write!(line, " unhealthy: {}", gpu.message.as_deref().unwrap_or("no message"));
     }
     line
-}
-
-fn free(units: usize, unit: usize) -> String {
-    format!("{}|", ".".repeat(unit - 1)).repeat(units)
 }
 
 #[cfg(test)]
@@ -143,6 +153,16 @@ foreign: [{gpu: GPU-0, profile: 1g.10gb, start: 2, size: 1}]
                 LEGEND,
             ]
         );
+    }
+
+    #[test]
+    fn room_that_is_kept_can_be_told_from_room_that_is_free() {
+        let mut node = node();
+        let hold = "{workload: {namespace: a, name: large, uid: u}, gpu: GPU-0, start: 0, size: 2, until: '2026-01-01T00:00:00Z'}";
+        node.spec.holds = vec![serde_saphyr::from_str(hold).unwrap()];
+        let text = picture(&[node], false);
+        let line = text.lines().nth(1).unwrap();
+        assert_eq!(line, "   0 |~~~~~~~~|1g.10gb+|1g.10gb#|1g.10gb?|3g.40gb*                           |");
     }
 
     #[test]

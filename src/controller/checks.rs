@@ -6,7 +6,7 @@ use std::time::Duration;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::ResourceExt;
 use slicegate_core::constraints::Constraints;
-use slicegate_core::workload::Policy;
+use slicegate_core::workload::{KeepRoom, Policy};
 
 use super::gate::presence::Presence;
 use crate::api::convert::workload::{Checks, Flavors, Queues};
@@ -219,6 +219,12 @@ fn policy(spec: &SlicePolicySpec) -> Policy {
         reuse: spec.slice_reuse == SliceReuse::Always,
         spread: spec.slice_placement == SlicePlacement::Spread,
         idle_retention: Duration::from_secs(u64::from(spec.idle_slice_retention_seconds)),
+        keep_room: KeepRoom {
+            after: Duration::from_secs(u64::from(spec.keep_room.after_seconds)),
+            lasts: Duration::from_secs(u64::from(spec.keep_room.for_seconds)),
+            workloads: spec.keep_room.max_workloads,
+            percent: spec.keep_room.max_percent,
+        },
     }
 }
 

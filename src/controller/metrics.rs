@@ -19,6 +19,7 @@ pub struct Metrics {
     blocked: IntGaugeVec,
     idle_units: IntGaugeVec,
     claimed: IntCounterVec,
+    held_units: IntGauge,
     leader: IntGauge,
     pub(super) plan_seconds: Histogram,
 }
@@ -83,6 +84,10 @@ impl Metrics {
             ),
             &["result"],
         )?;
+        let held_units = IntGauge::new(
+            "slicegate_held_units",
+            "Placement units of GPUs that are kept for workloads that have waited long",
+        )?;
         let leader = IntGauge::new(
             "slicegate_leader",
             "Whether this replica decides (1) or stands by for one that does (0)",
@@ -98,6 +103,7 @@ impl Metrics {
         registry.register(Box::new(blocked.clone()))?;
         registry.register(Box::new(idle_units.clone()))?;
         registry.register(Box::new(claimed.clone()))?;
+        registry.register(Box::new(held_units.clone()))?;
         registry.register(Box::new(leader.clone()))?;
         registry.register(Box::new(plan_seconds.clone()))?;
         Ok(Self {
@@ -108,6 +114,7 @@ impl Metrics {
             blocked,
             idle_units,
             claimed,
+            held_units,
             leader,
             plan_seconds,
         })
@@ -142,6 +149,10 @@ impl Metrics {
             let count = blocked.get(&cause).copied().unwrap_or(0);
             self.blocked.with_label_values(&[cause.label()]).set(i64::from(count));
         }
+    }
+
+    pub(super) fn held_units(&self, units: u32) {
+        self.held_units.set(units.into());
     }
 
     pub(super) fn leader(&self, leads: bool) {

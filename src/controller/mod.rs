@@ -432,6 +432,7 @@ impl Controller {
             self.metrics.idle_units(&plan.idle_units, &self.idle_units);
             self.idle_units = plan.idle_units;
         }
+        self.metrics.held_units(plan.held_units);
         for action in plan.actions {
             self.begin(action);
         }

@@ -20,6 +20,7 @@ mod several_checks;
 mod shared;
 mod sixty_jobs;
 mod skew;
+mod starvation;
 mod states;
 mod strangers;
 mod support;

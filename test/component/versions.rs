@@ -4,13 +4,16 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
+use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Pod;
 use serde_json::{Value, json};
 use slicegate::api::convert::workload::Surroundings;
 use slicegate::api::convert::{mig, pod, workload};
 use slicegate::api::mig_node::{Health, MigMode, SliceState as ApiState};
-use slicegate::api::{MIGNode, MIGNodeSpec, SlicePlacement, SlicePolicy, SliceReuse, kueue, names};
+use slicegate::api::{
+    KeepRoom, MIGNode, MIGNodeSpec, SlicePlacement, SlicePolicy, SlicePolicySpec, SliceReuse, kueue, names,
+};
 use slicegate::controller::writer::CheckEntry;
 use slicegate_core::node::{Holder, SliceState};
 use slicegate_core::workload::{CheckState, Policy};
@@ -279,6 +282,19 @@ fn a_slice_policy_of_version_0_1_means_what_it_meant() {
     let mut before = fixture("v0.1", "slicepolicy.yaml");
     before["spec"].as_object_mut().unwrap().remove("slicePlacement");
     assert_eq!(read::<SlicePolicy>(&before).spec.slice_placement, SlicePlacement::Pack);
+    let keep_room = KeepRoom { after_seconds: 120, for_seconds: 900, max_workloads: 1, max_percent: 50 };
+    assert_eq!(spec.keep_room, keep_room);
+}
+
+#[test]
+fn a_slice_policy_that_says_nothing_means_what_a_check_without_one_does() {
+    let spec: SlicePolicySpec = read(&json!({}));
+    assert_eq!(spec, SlicePolicySpec::default());
+    let KeepRoom { after_seconds, for_seconds, max_workloads, max_percent } = spec.keep_room;
+    let core = Policy::default().keep_room;
+    let seconds = |seconds: u32| Duration::from_secs(seconds.into());
+    assert_eq!((seconds(after_seconds), seconds(for_seconds)), (core.after, core.lasts));
+    assert_eq!((max_workloads, max_percent), (core.workloads, core.percent));
 }
 
 /// What version 0.1 writes, with what a later one may add.

@@ -1,6 +1,7 @@
 //! Kueue's `Workload`.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use k8s_openapi::api::core::v1::PodSpec;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
@@ -10,7 +11,7 @@ use slicegate_core::id::{Attempt, PodSetName, WorkloadKey, WorkloadUid};
 use slicegate_core::profile::{ProfileName, RESOURCE_PREFIX};
 use slicegate_core::resources::Resources;
 use slicegate_core::workload::{
-    Check, CheckState, Demand, Nodes, PodSetDemand, Policy, Reservation, Workload,
+    Check, CheckState, Demand, Nodes, PodSetDemand, Policy, Reservation, RunLimit, Workload,
 };
 
 use super::{controller, node, pod, timestamp};
@@ -86,6 +87,21 @@ pub fn from_api(object: &kueue::Workload, around: Surroundings<'_>) -> Option<Wo
         nodes: nodes(&status, around.provisioning),
         owner: controller(&object.metadata),
         replaces: replaces(object).map(Into::into),
+        limit: limit(object, &status, condition("Admitted")),
+    })
+}
+
+/// How long Kueue lets a workload run (`pkg/controller/core/workload_controller.go`, `reconcileMaxExecutionTime`).
+fn limit(
+    object: &kueue::Workload,
+    status: &kueue::WorkloadStatus,
+    admitted: Option<&Condition>,
+) -> Option<RunLimit> {
+    let used = status.accumulated_past_execution_time_seconds.unwrap_or(0);
+    let left = object.spec.maximum_execution_time_seconds?.saturating_sub(used);
+    Some(RunLimit {
+        left: Duration::from_secs(u64::try_from(left).unwrap_or(0)),
+        admitted: admitted.map(|condition| timestamp(&condition.last_transition_time)),
     })
 }
 
@@ -239,8 +255,6 @@ fn constraints(spec: &PodSpec) -> Constraints {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     fn policy(pool: &str) -> Policy {
@@ -367,5 +381,25 @@ status:
         assert_eq!(demand.constraints.node_selector, wanted.into());
         assert_eq!(demand.constraints.tolerations.len(), 1);
         assert_eq!(demand.allowed, [policy("one").nodes], "the other check is about flavor b");
+    }
+
+    #[test]
+    fn how_long_it_may_still_run_is_what_earlier_attempts_have_left() {
+        let limit = |status: &str, seconds: Option<i32>| {
+            let mut object: kueue::Workload =
+                serde_saphyr::from_str(&format!("apiVersion: kueue.x-k8s.io/v1beta2\nkind: Workload\nmetadata: {{}}\nspec: {{}}\nstatus: {status}")).unwrap();
+            object.spec.maximum_execution_time_seconds = seconds;
+            let status = object.status.clone().unwrap();
+            super::limit(&object, &status, status.conditions.first())
+        };
+        let left = |seconds, admitted| Some(RunLimit { left: Duration::from_secs(seconds), admitted });
+        assert_eq!(limit("{}", None), None);
+        assert_eq!(limit("{}", Some(60)), left(60, None));
+        let used = "accumulatedPastExecutionTimeSeconds: 20";
+        assert_eq!(limit(&format!("{{{used}}}"), Some(60)), left(40, None));
+        assert_eq!(limit(&format!("{{{used}}}"), Some(10)), left(0, None));
+        let condition = "{type: Admitted, status: 'True', reason: Admitted, message: '', lastTransitionTime: '1970-01-01T00:00:05Z'}";
+        let admitted = limit(&format!("{{{used}, conditions: [{condition}]}}"), Some(60));
+        assert_eq!(admitted, left(40, Some(slicegate_core::time::Timestamp(5000))));
     }
 }

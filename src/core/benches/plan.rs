@@ -167,6 +167,7 @@ fn workload(i: usize, runs: bool) -> Workload {
         nodes: Nodes::Given,
         owner: Some(format!("job-{i}").into()),
         replaces: None,
+        limit: None,
     }
 }
 

@@ -18,7 +18,9 @@ use crate::resources::Resources;
 use crate::time::Timestamp;
 use crate::workload::PodSetDemand;
 
+mod kept_room;
 pub mod together;
+pub use kept_room::{Units, Wait};
 use together::Work;
 
 /// Why a slice is on a GPU's books.
@@ -41,6 +43,8 @@ struct Slot {
     observed: Option<(SliceState, Timestamp)>,
     /// Whether somebody holds it, even if it is broken: its room is not free.
     held: bool,
+    /// Whether who holds it is over, or nobody knows who it is.
+    leaving: bool,
 }
 
 impl Slot {
@@ -153,6 +157,8 @@ pub struct Ledger {
     gpus: BTreeMap<GpuUuid, GpuBook>,
     claims: Vec<Claim>,
     holds: Vec<Hold>,
+    /// The units within which new slices must lie; `None` when they may lie anywhere.
+    confined: Option<Units>,
     /// Whether each slice is made anew after every pod that had it.
     pub remake_after_use: bool,
     /// Whether a new slice goes to the GPU that has the fewest of its profile, and only then where it costs least.
@@ -194,38 +200,40 @@ impl Ledger {
                 (uuid.clone(), book)
             })
             .collect();
-        let mut enter = |uuid: &GpuUuid, slice: &Slice, origin, observed: Option<&ObservedSlice>| {
-            let Some(book) = gpus.get_mut(uuid) else { return false };
-            // A foreign instance is there, whether or not our tables know how.
-            let fits = origin == Origin::Foreign
-                || book.kind.table.model().check(slice, book.slices(|_| true)).is_ok();
-            if fits {
-                book.slots.push(Slot {
-                    slice: slice.clone(),
-                    place: book.place(slice),
-                    origin,
-                    observed: observed.map(|o| (o.state, o.since)),
-                    held: observed.is_some_and(|o| o.state == SliceState::InUse || o.holder.is_some()),
-                });
-            }
-            fits
-        };
+        let mut enter =
+            |uuid: &GpuUuid, slice: &Slice, origin, observed: Option<&ObservedSlice>, hands: &Hands| {
+                let Some(book) = gpus.get_mut(uuid) else { return false };
+                // A foreign instance is there, whether or not our tables know how.
+                let fits = origin == Origin::Foreign
+                    || book.kind.table.model().check(slice, book.slices(|_| true)).is_ok();
+                if fits {
+                    book.slots.push(Slot {
+                        slice: slice.clone(),
+                        place: book.place(slice),
+                        origin,
+                        observed: observed.map(|o| (o.state, o.since)),
+                        held: observed.is_some_and(|o| o.state == SliceState::InUse || o.holder.is_some()),
+                        leaving: matches!(hands, Hands::Leaving | Hands::Unknown),
+                    });
+                }
+                fits
+            };
         let mut in_use = Vec::new();
         // In this order, so that of two that exclude each other the one that cannot go away stays.
         for (uuid, slice) in &mig.foreign {
-            enter(uuid, slice, Origin::Foreign, None);
+            enter(uuid, slice, Origin::Foreign, None, &Hands::Unknown);
         }
         let unknown = std::iter::repeat(&Hands::Unknown);
         for (o, hands) in mig.slices.iter().zip(hands.iter().chain(unknown)) {
             let declared = || mig.spec.gpus.get(&o.gpu).is_some_and(|slices| slices.contains(&o.slice));
             match o.state {
                 SliceState::InUse => {
-                    let entered = enter(&o.gpu, &o.slice, Origin::Declared, Some(o));
+                    let entered = enter(&o.gpu, &o.slice, Origin::Declared, Some(o), hands);
                     in_use.extend(entered.then(|| (o.slice.profile.clone(), hands.clone())));
                 }
                 SliceState::Failed if o.holder.is_some() => {
                     let origin = if declared() { Origin::Declared } else { Origin::Leaving };
-                    enter(&o.gpu, &o.slice, origin, Some(o));
+                    enter(&o.gpu, &o.slice, origin, Some(o), hands);
                 }
                 _ => {}
             }
@@ -233,18 +241,13 @@ impl Ledger {
         for (uuid, slices) in &mig.spec.gpus {
             for slice in slices {
                 let observed = mig.slices.iter().find(|o| o.gpu == *uuid && o.slice == *slice);
-                enter(uuid, slice, Origin::Declared, observed);
+                enter(uuid, slice, Origin::Declared, observed, &Hands::Unknown);
             }
         }
         for o in &mig.slices {
-            enter(&o.gpu, &o.slice, Origin::Leaving, Some(o));
+            enter(&o.gpu, &o.slice, Origin::Leaving, Some(o), &Hands::Unknown);
         }
         let holds: Vec<Hold> = mig.spec.holds.iter().filter(|h| h.until > now).cloned().collect();
-        for hold in &holds {
-            if let Some(book) = gpus.get_mut(&hold.gpu) {
-                book.held = book.held.with(hold.mask());
-            }
-        }
         let mut claimed: BTreeMap<ProfileName, u32> = BTreeMap::new();
         for claim in &mig.spec.claims {
             *claimed.entry(claim.profile.clone()).or_default() += claim.slices;
@@ -254,6 +257,7 @@ impl Ledger {
             gpus,
             claims: mig.spec.claims.clone(),
             holds,
+            confined: None,
             remake_after_use: mig.spec.remake_after_use,
             spread: false,
             claimed,
@@ -263,6 +267,7 @@ impl Ledger {
             free,
         };
         ledger.note_taken();
+        ledger.note_held();
         ledger
     }
 
@@ -456,7 +461,7 @@ impl Ledger {
         if !self.offers().any(|offered| offered == profile) {
             return Err(NoFit::NotOffered(profile.clone()));
         }
-        if self.counted(profile) > self.claimed(profile) {
+        if self.reusable(profile) > self.claimed(profile) {
             return Ok(PodCost::default());
         }
         let (displaced, cost, ..) = self.find_place(profile).ok_or_else(|| NoFit::NoRoom(profile.clone()))?;
@@ -472,6 +477,7 @@ impl Ledger {
         let cost = book.take_slices(&demand.slices).or_else(|refusal| {
             // One slice has been tried everywhere.
             let several = matches!(refusal, NoFit::NoRoom(_)) && demand.slices.values().sum::<u32>() > 1;
+            let several = several && self.confined.is_none();
             self.clone_into(&mut book);
             let together = several.then(|| book.take_together(&demand.slices, &mut Work::for_pod()));
             together.flatten().ok_or(refusal)
@@ -485,7 +491,7 @@ impl Ledger {
         let mut total = PodCost::default();
         for (profile, count) in self.largest_first(slices)? {
             for _ in 0..count {
-                if self.counted(&profile) <= self.claimed(&profile) {
+                if self.reusable(&profile) <= self.claimed(&profile) {
                     let (displaced, cost) =
                         self.make(&profile).ok_or_else(|| NoFit::NoRoom(profile.clone()))?;
                     total = total.with(displaced, cost);
@@ -552,6 +558,8 @@ impl Ledger {
         }
         book.claims.clear();
         book.claimed.clear();
+        book.holds.clear();
+        book.confined = None;
         (book.in_use, book.taken) = (Arc::default(), BTreeMap::new());
         book.free = allocatable;
         book
@@ -639,13 +647,23 @@ impl Ledger {
         let slice = Slice { start: place.start, size, profile: profile.clone() };
         book.slots.retain(|slot| !(slot.yields() && model.check(&slice, [&slot.slice]).is_err()));
         let place = Some(place);
-        book.slots.push(Slot { slice, place, origin: Origin::Declared, observed: None, held: false });
+        book.slots.push(Slot {
+            slice,
+            place,
+            origin: Origin::Declared,
+            observed: None,
+            held: false,
+            leaving: false,
+        });
         Some((displaced, cost))
     }
 
     /// The best place for one more slice of the profile: how many spare slices must go for it, what it costs, and where it is.
     fn find_place(&self, profile: &ProfileName) -> Option<(Displaced, Cost, GpuUuid, table::Place)> {
-        let best = self.best_free_place(profile).or_else(|| self.best_taken_place(profile));
+        let best = match self.confined {
+            Some(_) => self.best_place_within(profile),
+            None => self.best_free_place(profile).or_else(|| self.best_taken_place(profile)),
+        };
         best.map(|(displaced, cost, uuid, place)| (displaced, cost, uuid.clone(), place))
     }
 

@@ -186,6 +186,9 @@ pub struct Claim {
     pub pods: u32,
 }
 
+/// How many holds a MIGNode may have at most.
+pub const MAX_HOLDS: usize = 64;
+
 /// Room kept free for a blocked large request until it expires.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Hold {

@@ -98,6 +98,43 @@ pub struct Policy {
     pub spread: bool,
     /// How long a slice that nobody has claimed is kept on these nodes, at most.
     pub idle_retention: Duration,
+    /// When room is kept for a workload that waits.
+    pub keep_room: KeepRoom,
+}
+
+/// When room is kept for a workload that waits, so that smaller ones do not take whatever comes free for ever.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KeepRoom {
+    /// How long it must have had quota and found no room.
+    pub after: Duration,
+    /// How long room stays kept while nothing is heard of the workload: after a Retry, it has that long to get quota again.
+    pub lasts: Duration,
+    /// For how many workloads room is kept at the same time. None: room is never kept.
+    pub workloads: u32,
+    /// How much of the nodes may be kept for all of them together, in hundredths of their placement units. The first may
+    /// have more: else what is larger than that would never run.
+    pub percent: u32,
+}
+
+impl Default for KeepRoom {
+    /// The API's defaults (`SlicePolicy`).
+    fn default() -> Self {
+        let seconds = Duration::from_secs;
+        Self { after: seconds(300), lasts: seconds(600), workloads: 8, percent: 15 }
+    }
+}
+
+impl KeepRoom {
+    /// What both grant.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        Self {
+            after: self.after.max(other.after),
+            lasts: self.lasts.min(other.lasts),
+            workloads: self.workloads.min(other.workloads),
+            percent: self.percent.min(other.percent),
+        }
+    }
 }
 
 impl Default for Policy {
@@ -112,6 +149,7 @@ impl Default for Policy {
             reuse: true,
             spread: false,
             idle_retention: seconds(300),
+            keep_room: KeepRoom::default(),
         }
     }
 }
@@ -152,6 +190,24 @@ pub struct Workload {
     /// The name of the Workload whose quota and pods it takes over (`kueue.x-k8s.io/workload-slice-replacement-for`): an elastic
     /// job has been scaled up.
     pub replaces: Option<Arc<str>>,
+    /// How long Kueue lets it run; `None` when it may run for ever.
+    pub limit: Option<RunLimit>,
+}
+
+/// How long a workload may run before Kueue ends it (`spec.maximumExecutionTimeSeconds`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RunLimit {
+    /// What is left of it, counted from its admission.
+    pub left: Duration,
+    /// When it was admitted; `None` while it is not.
+    pub admitted: Option<Timestamp>,
+}
+
+impl RunLimit {
+    /// When it will have been ended at the latest, as far as is known now.
+    pub fn ends(&self, now: Timestamp) -> Timestamp {
+        self.admitted.unwrap_or(now) + self.left
+    }
 }
 
 /// Whether nodes are still being brought for a workload.
@@ -167,26 +223,54 @@ pub enum Nodes {
 }
 
 impl Workload {
+    /// How often Kueue has queued it again because there was no room.
+    fn retries(&self) -> u32 {
+        self.checks.iter().map(|c| c.retry_count).max().unwrap_or(0)
+    }
+
+    /// Since when it has had quota and found no room, all in all: that long it was let wait before each Retry. What it waited
+    /// for quota does not count.
+    pub fn waits_since(&self, reservation: &Reservation) -> Timestamp {
+        // So many holds in, they have long stopped growing.
+        const DOUBLINGS: u32 = 32;
+        let retries = self.retries();
+        let hold = |retries| self.shortest(|p| p.hold_after(retries));
+        let doubled = (0..retries.min(DOUBLINGS)).map(hold).fold(Duration::ZERO, Duration::saturating_add);
+        let later = hold(DOUBLINGS).saturating_mul(retries.saturating_sub(DOUBLINGS));
+        let begun = match self.nodes {
+            Nodes::Brought(at) => at.max(reservation.since),
+            Nodes::Given | Nodes::Awaited(_) => reservation.since,
+        };
+        begun - doubled.saturating_add(later)
+    }
+
+    /// When room is kept for it: what all its policies grant.
+    pub fn keep_room(&self) -> KeepRoom {
+        let policies = self.checks.iter().filter_map(|c| c.policy.as_ref());
+        policies.map(|p| p.keep_room).reduce(KeepRoom::and).unwrap_or_default()
+    }
+
+    /// The shortest of what its policies grant.
+    fn shortest(&self, hold: impl Fn(&Policy) -> Duration) -> Duration {
+        let policies = self.checks.iter().filter_map(|c| c.policy.as_ref());
+        policies.map(&hold).min().unwrap_or_else(|| hold(&Policy::default()))
+    }
+
     /// Until when it keeps its quota though it fits nowhere: the shortest that one of its policies grants. Nodes that have been
     /// brought for it are given the longest, since they may still have drivers to install, and giving up would send them away.
     pub fn held_until(&self, reservation: &Reservation) -> Timestamp {
-        let retries = self.checks.iter().map(|c| c.retry_count).max().unwrap_or(0);
-        let policies = || self.checks.iter().filter_map(|c| c.policy.as_ref());
-        let default = Policy::default();
-        let shortest =
-            |hold: &dyn Fn(&Policy) -> Duration| policies().map(hold).min().unwrap_or(hold(&default));
         match self.nodes {
-            Nodes::Brought(at) => at.max(reservation.since) + shortest(&|p| p.max_hold.max(p.hold)),
-            Nodes::Given | Nodes::Awaited(_) => reservation.since + shortest(&|p| p.hold_after(retries)),
+            Nodes::Brought(at) => at.max(reservation.since) + self.shortest(|p| p.max_hold.max(p.hold)),
+            Nodes::Given | Nodes::Awaited(_) => {
+                reservation.since + self.shortest(|p| p.hold_after(self.retries()))
+            }
         }
     }
 
     /// How long one of its pods may wait for a slice after admission before the whole of it is queued again. While others of
     /// its pods run, the longest hold, so that a node that restarts does not cost them their work.
     pub fn patience(&self, others_run: bool) -> Duration {
-        let policies = self.checks.iter().filter_map(|c| c.policy.as_ref());
-        let hold = |p: &Policy| if others_run { p.max_hold.max(p.hold) } else { p.hold };
-        policies.map(hold).min().unwrap_or(hold(&Policy::default()))
+        self.shortest(|p| if others_run { p.max_hold.max(p.hold) } else { p.hold })
     }
 
     /// Whether it still has a right to what it has claimed: quota, and work to do.

@@ -219,13 +219,15 @@ impl Table {
     ///
     /// Slices that do not go beside those before them, or are none of this model's, only take their room.
     pub fn state(&self, slices: impl IntoIterator<Item = Place>, blocked: Mask) -> State {
-        let mut key = Key { occupied: blocked, ..Key::default() };
+        let mut key = Key::default();
         for place in slices {
             key = self.limits.with(&self.model, key, place).unwrap_or_else(|| {
                 let size = self.model.profiles.get(place.profile).map_or(0, |p| p.size);
                 Key { occupied: key.occupied.with(Mask::span(place.start, size)), ..key }
             });
         }
+        // Last, since a slice may lie in room that is kept: it has its media engines, and counts, all the same.
+        key.occupied = key.occupied.with(blocked);
         self.find(key).unwrap_or_else(|| self.least_above(key))
     }
 

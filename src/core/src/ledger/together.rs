@@ -268,7 +268,8 @@ impl Ledger {
 
     /// Those that no claim needs.
     fn spare_for_good(&self, profile: &ProfileName) -> u32 {
-        self.for_good(profile, false).saturating_sub(self.claimed(profile))
+        let kept_from_all = self.going(profile);
+        self.for_good(profile, false).saturating_sub(self.claimed(profile) + kept_from_all)
     }
 
     /// By profile, how many of the slices on usable GPUs that could be taken away must stay, because claims count on them: of
@@ -309,7 +310,7 @@ impl Ledger {
         let mut items = Vec::new();
         let profiles: Vec<&ProfileName> = slices.keys().collect();
         for (profile, (name, count)) in slices.iter().enumerate() {
-            let spare = self.counted(name).saturating_sub(self.claimed(name));
+            let spare = self.reusable(name).saturating_sub(self.claimed(name));
             let new = count.saturating_sub(spare);
             items.extend((0..new).map(|_| Item { profile, role: Role::New }));
         }
@@ -398,7 +399,14 @@ impl GpuBook {
             let entry = &model.profiles[place.profile];
             let slice = Slice { start: place.start, size: entry.size, profile: entry.name.clone() };
             let place = Some(place);
-            slots.push(Slot { slice, place, origin: Origin::Declared, observed: None, held: false });
+            slots.push(Slot {
+                slice,
+                place,
+                origin: Origin::Declared,
+                observed: None,
+                held: false,
+                leaving: false,
+            });
             total.created += 1;
         }
         for slot in rest {

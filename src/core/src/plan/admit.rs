@@ -2,7 +2,7 @@
 //!
 //! | our check | claims | then |
 //! |---|---|---|
-//! | Pending | none | place; no room: say why, and after the hold Retry |
+//! | Pending | none | place; no room: say why, keep room if it has waited long, and after the hold Retry |
 //! | Pending | complete and schedulable | Ready |
 //! | Pending | complete, slices not there yet | wait; say what for when it takes long |
 //! | Ready, not admitted | incomplete, or slices lost | Pending, then as above |
@@ -31,8 +31,8 @@ impl Pass<'_> {
     pub(super) fn admit(&mut self) {
         let mut open: Vec<(&Workload, &Reservation)> =
             self.world.workloads.values().filter_map(|w| Some((w, w.open()?))).collect();
-        // What has been let in comes first: what it has lost, it needs at once.
-        open.sort_by_key(|(w, r)| (!w.passed(), r.since, &w.key));
+        // What has been let in comes first: what it has lost, it needs at once. Then what has waited longest.
+        open.sort_by_cached_key(|(w, r)| (!w.passed(), w.waits_since(r), &w.key));
         let mut promised = self.promised();
         for (workload, reservation) in open {
             self.admit_one(workload, reservation, &mut promised);
@@ -76,10 +76,14 @@ impl Pass<'_> {
             self.place_again(workload, &reservation.attempt, demand)
         } else {
             self.leave_silent_nodes(workload, &reservation.attempt, demand);
-            self.place(workload, &reservation.attempt, demand)
+            self.place_waiting(workload, &reservation.attempt, demand)
         };
-        if let Err(obstacle) = placed {
+        if let Err(mut obstacle) = placed {
             *self.plan.blocked.entry(obstacle.cause).or_default() += 1;
+            if !runs {
+                self.give_up(workload, &reservation.attempt);
+                obstacle = self.keep_room(workload, reservation, demand, obstacle);
+            }
             let told =
                 obstacle.earlier.filter(|earlier| workload.checks.iter().any(|c| c.message == *earlier));
             return self.turn_away(workload, reservation, passed, &told.unwrap_or(obstacle.message));

@@ -69,6 +69,8 @@ pub fn explain(
     pass.release();
     pass.give_back_surplus();
     pass.mend();
+    pass.tidy_kept_room();
+    pass.lift(|hold| hold.workload.uid == workload.key.uid);
     let pod_sets = match &reservation.demand {
         Demand::Slices(demand) => Ok(pass.views(workload, &reservation.attempt, demand)),
         Demand::Unknown(why) | Demand::Invalid(why) => Err(why.clone()),

@@ -2,9 +2,9 @@
 //!
 //! Each pass goes over the whole world in this order: hand on what elastic jobs leave to their successors and earlier
 //! reservations to later ones, take back what nobody has a right to or needs any more, put broken books right, give workloads
-//! with quota their slices, tell Kueue, send pods to their nodes, let go of slices long idle. Every write carries the
-//! precondition under which it is right; what is under way already is not asked for again. A pass over a world in which all of
-//! it has been done asks for nothing.
+//! with quota their slices or keep room for those that have waited long, tell Kueue, send pods to their nodes, let go of slices
+//! long idle. Every write carries the precondition under which it is right; what is under way already is not asked for again. A
+//! pass over a world in which all of it has been done asks for nothing.
 
 mod adjust;
 mod admit;
@@ -12,6 +12,7 @@ mod explain;
 mod holders;
 mod idle;
 mod inherit;
+mod keep_room;
 mod look_ahead;
 mod notice;
 mod offers;
@@ -234,6 +235,8 @@ pub struct Plan {
     pub blocked: BTreeMap<Cause, u32>,
     /// Placement units by profile of slices that nobody has claimed and that are kept for the next request.
     pub idle_units: BTreeMap<ProfileName, u32>,
+    /// Placement units that are kept for workloads that have waited long.
+    pub held_units: u32,
 }
 
 /// Decides what to do next.
@@ -244,6 +247,7 @@ pub fn plan(now: Timestamp, world: &Snapshot, limits: &Limits) -> Plan {
     pass.release();
     pass.give_back_surplus();
     pass.mend();
+    pass.tidy_kept_room();
     pass.admit();
     pass.steer();
     pass.attend_to_holders();
@@ -259,6 +263,8 @@ struct Pass<'a> {
     books: BTreeMap<NodeName, Ledger>,
     /// The nodes where each workload has claims, in the books or at the API server, or had some when the pass began.
     claimed_at: BTreeMap<WorkloadUid, BTreeSet<NodeName>>,
+    /// The nodes where room is kept for each workload.
+    kept: BTreeMap<WorkloadUid, BTreeSet<NodeName>>,
     /// The nodes to which no new claim may go.
     unfit: BTreeSet<NodeName>,
     /// What the nodes offer to pods of the kinds that have been placed.
@@ -306,6 +312,7 @@ impl<'a> Pass<'a> {
             limits,
             books: BTreeMap::new(),
             claimed_at: BTreeMap::new(),
+            kept: BTreeMap::new(),
             unfit: BTreeSet::new(),
             offers: Vec::new(),
             look_ahead: LookAhead::default(),
@@ -340,6 +347,9 @@ impl<'a> Pass<'a> {
             book.spread = pass.spreads(node);
             for (workload, pod_set) in claimants(&book) {
                 pass.charge(&mut book, node, &workload, &pod_set);
+            }
+            for hold in book.holds() {
+                pass.kept.entry(hold.workload.uid.clone()).or_default().insert(node.name.clone());
             }
             pass.books.insert(node.name.clone(), book);
             pass.lagging_since = pass.lagging_since.into_iter().chain(mig.lagging_since).min();
@@ -480,6 +490,7 @@ impl<'a> Pass<'a> {
         for (name, book) in &self.books {
             let Some(mig) = self.world.nodes.get(name).and_then(|n| n.mig.as_ref()) else { continue };
             let spec = book.spec();
+            self.plan.held_units += spec.holds.iter().map(|hold| hold.mask().count()).sum::<u32>();
             if !mig.busy && spec != mig.spec {
                 writes.push(Action::WriteSpec { node: name.clone(), expect: mig.version.clone(), spec });
             }

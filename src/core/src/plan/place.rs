@@ -245,7 +245,8 @@ impl Pass<'_> {
         } else {
             ""
         };
-        let message = |cause: Cause| format!("{}{taken}", cause.message(demand));
+        let kept = self.kept_from(demand, nodes);
+        let message = |cause: Cause| format!("{}{kept}{taken}", cause.message(demand));
         // With the cluster full, one that waits for room in one piece does so all the more. What it was told stays, or it would be
         // told anew whenever others come and go.
         let earlier = (cause == Cause::Capacity).then(|| message(Cause::Fragmentation));

@@ -310,6 +310,7 @@ pub fn workload(object: &Object<Workload>, policy: &Policy, busy: bool) -> Optio
         nodes: Nodes::Given,
         owner: Some(spec.job.clone()),
         replaces: spec.replaces.clone(),
+        limit: None,
     })
 }
 

@@ -265,6 +265,30 @@ pub fn fragmentation() -> Story {
     }
 }
 
+/// Before the small one ends comes another, that never does: it would have the room before the large one, which is queued
+/// again meanwhile, were that not kept.
+pub fn a_large_one_among_small_ones() -> Story {
+    Story {
+        name: "a-large-one-among-small-ones",
+        quota: 6,
+        nodes: vec![vec![a30()]],
+        jobs: vec![
+            job("small", "1g.6gb").takes(90),
+            job("large", "4g.24gb").takes(4),
+            job("next", "1g.6gb").service(),
+        ],
+        steps: vec![
+            (When::Now, Do::Submit("small")),
+            (When::Run("small", 1), Do::Submit("large")),
+            (When::Later(70), Do::Submit("next")),
+            (When::IsDone("large"), Do::Nothing),
+            (When::IsDone("small"), Do::Nothing),
+            (When::Run("next", 1), Do::Nothing),
+        ],
+        ends: "large finished: 0 run, 0 wait, 0 claimed; next admitted, Ready: 1 run, 0 wait, 1 claimed; small finished: 0 run, 0 wait, 0 claimed; 1 slices",
+    }
+}
+
 pub fn mixed_profiles() -> Story {
     Story {
         name: "mixed-profiles",

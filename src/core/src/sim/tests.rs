@@ -119,6 +119,7 @@ stories! {
     deletion
     preempted_by_a_gang
     fragmentation
+    a_large_one_among_small_ones
     mixed_profiles
     cpu_is_short
     replacement_overlaps

@@ -18,7 +18,7 @@ use crate::id::{Attempt, GpuUuid, NodeName, PodUid, WorkloadUid};
 use crate::plan::{Action, Limits};
 use crate::profile::ProfileName;
 use crate::time::Timestamp;
-use crate::workload::Policy;
+use crate::workload::{KeepRoom, Policy};
 
 /// A mistake that is made on purpose, to see that it is noticed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -185,6 +185,11 @@ impl World {
                 hold: Duration::from_secs(20),
                 max_hold: Duration::from_secs(80),
                 idle_retention: Duration::from_mins(1),
+                keep_room: KeepRoom {
+                    after: Duration::from_secs(30),
+                    lasts: Duration::from_mins(2),
+                    ..KeepRoom::default()
+                },
                 ..Policy::default()
             },
             limits: Limits::default(),

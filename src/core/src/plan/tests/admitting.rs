@@ -234,6 +234,7 @@ fn a_workload_that_does_not_fit_keeps_its_quota_for_a_while_and_longer_after_eac
     world.submit("large", 1, &[("4g.24gb", 1)]);
     world.settle();
     world.submit("job", 1, &[("1g.6gb", 1)]);
+    world.workload_mut("job").checks[0].policy.as_mut().unwrap().keep_room.workloads = 0;
     for hold in [HOLD, HOLD * 2, HOLD * 4, HOLD * 8, HOLD * 8] {
         let since = world.now;
         world.settle();

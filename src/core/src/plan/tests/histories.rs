@@ -368,6 +368,7 @@ impl History {
         for node in self.world.snap.nodes.values() {
             let mig = node.mig.as_ref().unwrap();
             assert_eq!(mig.confirmed.claims, [], "S5: claims outlive their workloads on {}", node.name);
+            assert_eq!(mig.confirmed.holds, [], "room is kept on {} for nobody", node.name);
             assert!(mig.slices.iter().all(|o| o.state == SliceState::Idle), "{:?}", mig.slices);
         }
         self.world.pass_time(self.world.limits.idle_retention);

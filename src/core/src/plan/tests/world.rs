@@ -11,7 +11,9 @@ use crate::node::{Gpu, Hold, Host, MigNode, Node, NodeSpec, SliceState, Version}
 use crate::plan::{Action, Limits, Notice, Plan, Pod, PodKey, Snapshot, Subject, plan};
 use crate::resources::Resources;
 use crate::time::Timestamp;
-use crate::workload::{Check, CheckState, Demand, Nodes, PodSetDemand, Policy, Reservation, Workload};
+use crate::workload::{
+    Check, CheckState, Demand, KeepRoom, Nodes, PodSetDemand, Policy, Reservation, Workload,
+};
 
 mod effects;
 
@@ -22,6 +24,9 @@ pub(super) type Case = (&'static str, fn(&mut World));
 const ROUNDS: usize = 12;
 
 pub(super) const HOLD: Duration = Duration::from_mins(1);
+
+/// How long one must have waited before room is kept for it.
+pub(super) const AFTER: Duration = Duration::from_secs(90);
 
 /// A place: node, GPU and slice.
 pub(super) type Place = (NodeName, GpuUuid, Slice);
@@ -66,7 +71,8 @@ pub(super) fn pod_set(pods: u32, slices: &[(&str, u32)]) -> PodSetDemand {
 }
 
 pub(super) fn policy() -> Policy {
-    Policy { hold: HOLD, max_hold: HOLD * 8, ..Policy::default() }
+    let keep_room = KeepRoom { after: AFTER, lasts: HOLD * 10, workloads: 2, percent: 50 };
+    Policy { hold: HOLD, max_hold: HOLD * 8, keep_room, ..Policy::default() }
 }
 
 pub(super) fn gpu(index: usize) -> GpuUuid {
@@ -152,6 +158,7 @@ impl World {
             nodes: Nodes::Given,
             owner: None,
             replaces: None,
+            limit: None,
         };
         self.snap.workloads.insert(key.uid, workload);
         self.reserve(name, demand);
@@ -411,9 +418,11 @@ impl World {
         panic!("still not at rest after {ROUNDS} rounds: {:#?}", self.plan().actions);
     }
 
-    /// A hold over units of a GPU until a time.
+    /// Room that is kept until a time for a workload that has no quota at the moment.
     pub fn hold(&mut self, node: &str, gpu: GpuUuid, start: u8, size: u8, until: Timestamp) {
-        let workload = WorkloadKey { namespace: "team".into(), name: "large".into(), uid: "large".into() };
+        self.submit("waiting", 1, &[("7g.80gb", 1)]);
+        self.withdraw_quota("waiting");
+        let workload = self.workload("waiting").key.clone();
         self.edit_spec(node, |spec| spec.holds.push(Hold { workload, gpu, start, size, until }));
     }
 

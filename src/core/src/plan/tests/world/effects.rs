@@ -186,6 +186,7 @@ impl World {
             let covered = spec.claimed(profile) as usize <= slices || self.hurt.contains(node);
             assert!(covered, "{node}: more {profile} claimed than declared");
         }
+        self.judge_holds(node, spec);
         for old in &mig.confirmed.claims {
             let heir = self.heir(&old.workload.uid);
             // What an earlier reservation has claimed is not lost when the one that follows it takes it over.
@@ -209,6 +210,35 @@ impl World {
         mig.spec = spec.clone();
         mig.version.generation += 1;
         mig.lagging_since = mig.lagging_since.or(Some(now));
+    }
+
+    /// L3: room is kept for one at a time who waits, and nothing new comes in but what is sure to be over in time.
+    fn judge_holds(&self, node: &NodeName, spec: &NodeSpec) {
+        let mig = self.mig(node.as_str());
+        for (i, hold) in spec.holds.iter().enumerate() {
+            let mut others = spec.holds[..i].iter().filter(|other| other.gpu == hold.gpu);
+            let clash = others.find(|other| other.mask().overlaps(hold.mask()));
+            assert_eq!(clash, None, "room on {node} is kept twice");
+            let waits = self.snap.workloads.get(&hold.workload.uid);
+            let waits = waits.is_some_and(|w| w.active && !w.finished && !w.admitted);
+            assert!(waits, "room is kept on {node} for {}, who does not wait", hold.workload);
+            let before =
+                mig.confirmed.holds.iter().find(|h| h.workload == hold.workload && h.gpu == hold.gpu);
+            let Some(before) = before.filter(|before| before.until > self.now) else { continue };
+            let old = mig.confirmed.gpus.get(&hold.gpu).into_iter().flatten();
+            let known: BTreeSet<&Slice> =
+                old.chain(mig.slices.iter().filter(|o| o.gpu == hold.gpu).map(|o| &o.slice)).collect();
+            let mut new = spec.gpus.get(&hold.gpu).into_iter().flatten().filter(|s| !known.contains(s));
+            let kept = |s: &&Slice| s.mask().overlaps(hold.mask()) && s.mask().overlaps(before.mask());
+            let is_new = |claim: &&crate::node::Claim| !mig.confirmed.claims.contains(claim);
+            let limited = |uid| self.snap.workloads.get(uid).is_some_and(|w| w.limit.is_some());
+            let in_time = spec.claims.iter().filter(is_new).any(|c| limited(&c.workload.uid));
+            assert!(
+                in_time || new.find(kept).is_none(),
+                "L3: room on {node} is not kept for {}",
+                hold.workload
+            );
+        }
     }
 
     /// The Workload that has taken over from another, or the other.
