@@ -44,6 +44,8 @@ pub const REPLACEMENT_FOR: &str = "kueue.x-k8s.io/workload-slice-replacement-for
 pub const PROVISIONING_CONTROLLER: &str = "kueue.x-k8s.io/provisioning-request";
 /// Scheduling gate that Kueue's pod integration removes at admission.
 pub const KUEUE_GATE: &str = "kueue.x-k8s.io/admission";
+/// The resource that counts GPU memory over all profiles, in GiB as the profiles' names say.
+pub const GPU_MEMORY: &str = "slicegate.dev/gpu-memory";
 
 #[cfg(test)]
 mod tests {
@@ -56,5 +58,3 @@ mod tests {
         assert_eq!(check_manager(&"a".repeat(253)).len(), 128, "the API server takes no longer one");
     }
 }
-/// The resource that counts GPU memory over all profiles, in GiB as the profiles' names say.
-pub const GPU_MEMORY: &str = "slicegate.dev/gpu-memory";

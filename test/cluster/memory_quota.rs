@@ -108,7 +108,7 @@ async fn kueues_configuration_is_printed_and_the_live_one_compared_with_it() -> 
     }
     let missing = kueue_config(&place, &check).await?.unwrap_err();
     assert!(missing.contains("does not exist"), "{missing}");
-    publish(&place, &printed.replacen("6", "7", 1)).await?;
+    publish(&place, &printed.replacen('6', "7", 1)).await?;
     let wrong = kueue_config(&place, &check).await?.unwrap_err();
     assert!(wrong.contains("nvidia.com/mig-"), "{wrong}");
     publish(&place, "resources: [").await?;
