@@ -92,6 +92,12 @@ pub struct MIGNodeSpec {
     #[schemars(length(max = 64))]
     #[x_kube(validation = Rule::new("self.all(h, h.start + h.size <= 16)").message("a hold must lie within the GPU's placement units"))]
     pub holds: Vec<Hold>,
+    /// Pods of this node that are evicted so that another workload finds room in one piece, or were of late. Only pods with the
+    /// annotation slicegate.dev/relocatable: "true" are. The pods that follow them have another place, which is claimed; the room
+    /// that they leave is held.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
+    pub relocations: Vec<Relocation>,
     /// Whether the agent destroys and makes anew each slice after every pod that had it. Set where a SlicePolicy that applies
     /// to the node has sliceReuse Never.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
@@ -184,6 +190,28 @@ pub struct Hold {
     #[schemars(range(min = 1, max = 16))]
     pub size: u8,
     /// When it expires, unless the workload still waits with quota: then it is renewed in time.
+    pub until: Time,
+}
+
+/// A pod that is evicted so that another workload finds room.
+#[derive(JsonSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Relocation {
+    /// The pod's name. Its namespace is that of its workload.
+    #[schemars(length(max = 253))]
+    pub pod: String,
+    /// The pod's uid.
+    #[schemars(length(max = 64))]
+    pub uid: String,
+    /// The workload that it is a pod of.
+    pub workload: WorkloadReference,
+    /// The pod set that it is of.
+    #[schemars(length(max = 63))]
+    pub pod_set: String,
+    /// The workload that it makes way for.
+    pub beneficiary: WorkloadReference,
+    /// When this is forgotten: until then no pod of the same pod set is evicted again, and if this one has not been by then, it
+    /// stays.
     pub until: Time,
 }
 

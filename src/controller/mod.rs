@@ -525,6 +525,16 @@ impl Controller {
                     Done { about: About::Event(notice), outcome, update: None }
                 });
             }
+            Action::Evict { pod } => {
+                if !self.deleting.insert(pod.uid.clone()) {
+                    return;
+                }
+                info!(namespace = %pod.namespace, pod = %pod.name, "evicting the pod so that another workload finds room");
+                self.spawn(async move {
+                    let (outcome, update) = writer.evict(&pod).await;
+                    Done { about: About::Deletion(pod.uid), outcome, update }
+                });
+            }
             Action::DeletePod { pod } => {
                 let Some(expect) = self.index.snapshot().pods.get(&pod.uid).map(|p| p.version.clone()) else {
                     return;

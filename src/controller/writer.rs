@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{ObjectReference, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
-use kube::api::{DeleteParams, ListParams, Patch, PatchParams, Preconditions};
+use kube::api::{DeleteParams, EvictParams, ListParams, Patch, PatchParams, Preconditions};
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use kube::{Api, Client, ResourceExt};
 use serde::Serialize;
@@ -14,7 +14,7 @@ use slicegate_core::id::{NodeName, PodSetName, WorkloadKey, WorkloadUid};
 use slicegate_core::node::{NodeSpec, Version};
 use slicegate_core::plan::{Matter, Notice, PodKey, Subject};
 use slicegate_core::workload::CheckState;
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 
 use super::checks::{self, Verdict};
 use super::index::{Change, Update};
@@ -25,6 +25,8 @@ use crate::api::{MIGNode, kueue, names};
 const TERM_PATH: &str = "/metadata/annotations/slicegate.dev~1term";
 /// Pause after a write that failed for no fault of its own, or that the API server will not have.
 const PAUSE: Duration = Duration::from_secs(1);
+/// Pause after an eviction that disruption budgets do not allow.
+const BUDGET_PAUSE: Duration = Duration::from_secs(10);
 
 /// How a write ended, for metrics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -190,6 +192,35 @@ impl Writer {
         let result = result.map(|answer| answer.left().map(|pod| Update::Pod(Change::Apply(pod))));
         let name = format!("{}/{}", pod.namespace, pod.name);
         self.finish_deletion("pod deletion", &name, expect, result, &api, Update::Pod).await
+    }
+
+    /// Evicts a pod, if it is still the same, and returns it as it is then: on its way out. Its disruption budgets may not allow it
+    /// now; then it is left alone for a while.
+    pub async fn evict(&self, pod: &PodKey) -> (Outcome, Option<Update>) {
+        let api: Api<Pod> = Api::namespaced(self.client.clone(), &pod.namespace);
+        let preconditions = Preconditions { uid: Some(pod.uid.to_string()), ..Preconditions::default() };
+        let options = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() };
+        let params = EvictParams { delete_options: Some(options), ..EvictParams::default() };
+        let name = format!("{}/{}", pod.namespace, pod.name);
+        let outcome = match api.evict(&pod.name, &params).await {
+            Ok(_) => Outcome::Written,
+            Err(kube::Error::Api(status)) if status.code == 429 => {
+                info!(pod = name, reason = status.message, "not evicted now; trying again");
+                tokio::time::sleep(BUDGET_PAUSE).await;
+                return (Outcome::Failed, None);
+            }
+            Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Outcome::Conflict,
+            Err(error) => {
+                self.complain("eviction", &name, &error).await;
+                return (Outcome::Unanswered, None);
+            }
+        };
+        if let Ok(Some(object)) = api.get_opt(&pod.name).await {
+            return (outcome, Some(Update::Pod(Change::Apply(object))));
+        }
+        // The watch says so, too.
+        tokio::time::sleep(PAUSE).await;
+        (outcome, None)
     }
 
     /// Changes a gated pod in nothing but its version, so that what was decided on it before is void.

@@ -16,6 +16,7 @@ mod nodes;
 mod provisioning;
 mod queues;
 mod quota_loss;
+mod relocation;
 mod several_checks;
 mod shared;
 mod sixty_jobs;

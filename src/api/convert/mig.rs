@@ -5,8 +5,10 @@ use std::sync::Arc;
 
 use kube::ResourceExt;
 use slicegate_core::geometry::{Model, Profile, Slice};
-use slicegate_core::id::{Attempt, GpuUuid, PodSetName, WorkloadKey, WorkloadUid};
-use slicegate_core::node::{Claim, Gpu, Hold, Holder, MigNode, NodeSpec, ObservedSlice, SliceState, Version};
+use slicegate_core::id::{Attempt, GpuUuid, PodSetName, PodUid, WorkloadKey, WorkloadUid};
+use slicegate_core::node::{
+    Claim, Gpu, Hold, Holder, MigNode, NodeSpec, ObservedSlice, Relocation, SliceState, Version,
+};
 use slicegate_core::profile::ProfileName;
 use slicegate_core::time::Timestamp;
 
@@ -117,6 +119,18 @@ pub fn spec_from_api(spec: &api::MIGNodeSpec) -> NodeSpec {
                 until: timestamp(&h.until),
             })
             .collect(),
+        relocations: spec
+            .relocations
+            .iter()
+            .map(|r| Relocation {
+                pod: PodUid::from(r.uid.as_str()),
+                pod_name: r.pod.as_str().into(),
+                workload: workload(&r.workload),
+                pod_set: PodSetName::from(r.pod_set.as_str()),
+                beneficiary: workload(&r.beneficiary),
+                until: timestamp(&r.until),
+            })
+            .collect(),
         remake_after_use: spec.remake_after_use,
     }
 }
@@ -160,6 +174,18 @@ pub fn spec_to_api(spec: &NodeSpec) -> api::MIGNodeSpec {
                 start: h.start,
                 size: h.size,
                 until: time(h.until),
+            })
+            .collect(),
+        relocations: spec
+            .relocations
+            .iter()
+            .map(|r| api::Relocation {
+                pod: r.pod_name.to_string(),
+                uid: r.pod.to_string(),
+                workload: reference(&r.workload),
+                pod_set: r.pod_set.to_string(),
+                beneficiary: reference(&r.beneficiary),
+                until: time(r.until),
             })
             .collect(),
         remake_after_use: spec.remake_after_use,

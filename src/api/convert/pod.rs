@@ -128,6 +128,7 @@ pub fn from_api(pod: &Pod) -> (Option<plan::Pod>, Resources) {
         node: spec.node_name.clone().map(NodeName::from),
         terminal: matches!(phase, Some("Succeeded" | "Failed")),
         deleting: pod.metadata.deletion_timestamp.is_some(),
+        relocatable: pod.annotations().get(names::RELOCATABLE).is_some_and(|value| value == "true"),
         asks_for,
     });
     // The node's slices are in the MIGNode's book.

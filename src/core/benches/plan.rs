@@ -190,6 +190,7 @@ fn pod(i: usize, workload: &WorkloadKey) -> Pod {
         node: Some(node),
         terminal: false,
         deleting: false,
+        relocatable: false,
         asks_for: [(profile(), 1)].into(),
     }
 }

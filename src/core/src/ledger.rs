@@ -2,6 +2,7 @@
 //! plan opens a ledger for each node, enters what it decides, and writes back what has changed.
 
 pub mod load;
+mod moved;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -12,7 +13,7 @@ use crate::engine::table::{self, State};
 use crate::geometry::{Mask, Place, Slice};
 use crate::hands::{self, Hands, Heirs};
 use crate::id::{Attempt, GpuUuid, NodeName, PodSetName, WorkloadKey, WorkloadUid};
-use crate::node::{Claim, Hold, MigNode, NodeSpec, ObservedSlice, SliceState};
+use crate::node::{Claim, Hold, MigNode, NodeSpec, ObservedSlice, Relocation, SliceState};
 use crate::profile::ProfileName;
 use crate::resources::Resources;
 use crate::time::Timestamp;
@@ -159,6 +160,7 @@ pub struct Ledger {
     holds: Vec<Hold>,
     /// The units within which new slices must lie; `None` when they may lie anywhere.
     confined: Option<Units>,
+    relocations: Vec<Relocation>,
     /// Whether each slice is made anew after every pod that had it.
     pub remake_after_use: bool,
     /// Whether a new slice goes to the GPU that has the fewest of its profile, and only then where it costs least.
@@ -258,6 +260,7 @@ impl Ledger {
             claims: mig.spec.claims.clone(),
             holds,
             confined: None,
+            relocations: mig.spec.relocations.clone(),
             remake_after_use: mig.spec.remake_after_use,
             spread: false,
             claimed,
@@ -288,6 +291,7 @@ impl Ledger {
                 .collect(),
             claims: self.claims.clone(),
             holds: self.holds.clone(),
+            relocations: self.relocations.clone(),
             remake_after_use: self.remake_after_use,
         }
     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::constraints::Traits;
 use crate::geometry::{Mask, Model, Slice};
-use crate::id::{Attempt, GpuUuid, NodeName, PodSetName, WorkloadKey, WorkloadUid};
+use crate::id::{Attempt, GpuUuid, NodeName, PodSetName, PodUid, WorkloadKey, WorkloadUid};
 use crate::profile::ProfileName;
 use crate::resources::Resources;
 use crate::time::Timestamp;
@@ -164,6 +164,8 @@ pub struct NodeSpec {
     pub claims: Vec<Claim>,
     /// Room kept free.
     pub holds: Vec<Hold>,
+    /// Pods of this node that are being moved to another place, or have been of late.
+    pub relocations: Vec<Relocation>,
     /// Whether each slice is made anew after every pod that had it.
     pub remake_after_use: bool,
 }
@@ -201,6 +203,27 @@ pub struct Hold {
     /// Units.
     pub size: u8,
     /// When it expires.
+    pub until: Timestamp,
+}
+
+/// How many relocations a MIGNode may have at most.
+pub const MAX_RELOCATIONS: usize = 64;
+
+/// A pod that is evicted so that another workload finds room. The pod that follows it has another place, which is claimed; the
+/// room that it leaves is held.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Relocation {
+    /// The pod.
+    pub pod: PodUid,
+    /// Its name.
+    pub pod_name: Arc<str>,
+    /// Whose pod it is.
+    pub workload: WorkloadKey,
+    /// Of which pod set.
+    pub pod_set: PodSetName,
+    /// Whom it makes way for.
+    pub beneficiary: WorkloadKey,
+    /// When it is forgotten: given up, if it has not been evicted by then.
     pub until: Timestamp,
 }
 

@@ -21,19 +21,25 @@ impl<'a> Pass<'a> {
                 continue;
             };
             for pod_set in demand {
-                let claimed = |book: &Ledger| book.pods_within(&workload.key.uid, attempt, &pod_set.name);
-                let all: u32 = self.books_of(&workload.key.uid).map(|(_, book)| claimed(book)).sum();
-                if all <= pod_set.pods {
+                let uid = &workload.key.uid;
+                let claimed = |book: &Ledger| book.pods_within(uid, attempt, &pod_set.name);
+                let all: u32 = self.books_of(uid).map(|(_, book)| claimed(book)).sum();
+                // What follows a pod that is being moved has its place already.
+                let wanted = pod_set.pods + self.leaving(uid, &pod_set.name);
+                if all <= wanted {
                     continue;
                 }
                 let here = self.pods_by_node(workload, pod_set);
                 let running: u32 = here.values().sum();
-                let mut surplus = all.saturating_sub(pod_set.pods.max(running));
-                for name in self.claimed_at.get(&workload.key.uid).into_iter().flatten() {
+                let mut surplus = all.saturating_sub(wanted.max(running));
+                let left = self.left(uid, &pod_set.name);
+                let names = self.claimed_at.get(uid).into_iter().flatten();
+                let (first, then): (Vec<_>, Vec<_>) = names.partition(|name| left.contains(*name));
+                for name in first.into_iter().chain(then) {
                     let Some(book) = self.books.get_mut(name) else { continue };
                     let free = claimed(book).saturating_sub(here.get(name).copied().unwrap_or(0));
                     let pods = surplus.min(free);
-                    book.unclaim_pods(&workload.key.uid, attempt, &pod_set.name, pods);
+                    book.unclaim_pods(uid, attempt, &pod_set.name, pods);
                     surplus -= pods;
                 }
             }

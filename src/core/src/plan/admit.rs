@@ -82,6 +82,9 @@ impl Pass<'_> {
             *self.plan.blocked.entry(obstacle.cause).or_default() += 1;
             if !runs {
                 self.give_up(workload, &reservation.attempt);
+                if obstacle.cause.is_about_room() && !passed {
+                    self.relocate(workload, reservation, demand);
+                }
                 obstacle = self.keep_room(workload, reservation, demand, obstacle);
             }
             let told =

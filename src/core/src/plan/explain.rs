@@ -67,9 +67,12 @@ pub fn explain(
     let mut pass = Pass::open(now, world, limits);
     pass.inherit();
     pass.release();
+    pass.follow_relocations();
     pass.give_back_surplus();
     pass.mend();
     pass.tidy_kept_room();
+    pass.claim_other_places();
+    // Its own room is not kept from itself.
     pass.lift(|hold| hold.workload.uid == workload.key.uid);
     let pod_sets = match &reservation.demand {
         Demand::Slices(demand) => Ok(pass.views(workload, &reservation.attempt, demand)),

@@ -97,7 +97,7 @@ impl Pass<'_> {
         all
     }
 
-    fn put_back(&mut self, holds: Vec<(NodeName, Hold)>) {
+    pub(super) fn put_back(&mut self, holds: Vec<(NodeName, Hold)>) {
         for (name, hold) in holds {
             if let Some(book) = self.books.get_mut(&name) {
                 self.kept.entry(hold.workload.uid.clone()).or_default().insert(name.clone());

@@ -18,6 +18,7 @@ mod notice;
 mod offers;
 mod place;
 mod release;
+mod relocate;
 mod reserved;
 mod shortage;
 mod steer;
@@ -59,6 +60,9 @@ pub struct Limits {
     /// How many slices may be moved, at most, so that one workload finds room. With everything movable, two close four fifths of
     /// the gap to a perfect repack, and cost no more than a few moves for a hundred workloads.
     pub most_moves: u32,
+    /// How long the eviction of a pod that is to make way is tried, and how long no pod of the same workload is evicted again,
+    /// nor any for the same workload.
+    pub relocation: Duration,
 }
 
 impl Default for Limits {
@@ -69,6 +73,7 @@ impl Default for Limits {
             idle_retention: Duration::from_mins(5),
             lingering: Duration::from_secs(5),
             most_moves: 2,
+            relocation: Duration::from_mins(5),
         }
     }
 }
@@ -104,6 +109,8 @@ pub struct Pod {
     pub terminal: bool,
     /// Being deleted.
     pub deleting: bool,
+    /// Whether its owner allows that it is evicted so that another workload finds room.
+    pub relocatable: bool,
     /// The slices that it asks for. A profile that no GPU can have stands there as the pod names it.
     pub asks_for: BTreeMap<ProfileName, u32>,
 }
@@ -208,6 +215,11 @@ pub enum Action {
         /// The pod.
         pod: PodKey,
     },
+    /// Evict a pod that is being moved, if it is still the same and its disruption budgets allow it.
+    Evict {
+        /// The pod.
+        pod: PodKey,
+    },
     /// Remove the MIGNode of a Node that is gone, if it is still the same object.
     DeleteNode {
         /// The node.
@@ -245,9 +257,11 @@ pub fn plan(now: Timestamp, world: &Snapshot, limits: &Limits) -> Plan {
     pass.inherit();
     pass.take_over_own();
     pass.release();
+    pass.follow_relocations();
     pass.give_back_surplus();
     pass.mend();
     pass.tidy_kept_room();
+    pass.claim_other_places();
     pass.admit();
     pass.steer();
     pass.attend_to_holders();
@@ -284,6 +298,8 @@ struct Pass<'a> {
     hosts: BTreeMap<&'a str, &'a NodeName>,
     /// In whose hands each slice is that an agent reports.
     hands: BTreeMap<NodeName, Vec<Hands>>,
+    /// Pods of each pod set that are being moved and still there.
+    leaving: BTreeMap<(WorkloadUid, PodSetName), u32>,
     /// Why workloads that have been let in cannot have what they lack.
     obstacles: BTreeMap<WorkloadUid, String>,
     plan: Plan,
@@ -323,6 +339,7 @@ impl<'a> Pass<'a> {
             named: live_pods.map(|pod| ((&*pod.key.namespace, &*pod.key.name), pod)).collect(),
             hosts: world.nodes.values().filter_map(hostname).collect(),
             hands: BTreeMap::new(),
+            leaving: BTreeMap::new(),
             obstacles: BTreeMap::new(),
             plan: Plan::default(),
         };

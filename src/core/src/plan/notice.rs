@@ -54,6 +54,11 @@ pub enum Matter {
     },
     /// A slice was made anew under a pod, which cannot use it any more and is about to be deleted.
     Remade,
+    /// A pod is evicted so that another workload finds room.
+    Relocated {
+        /// The workload.
+        beneficiary: WorkloadKey,
+    },
 }
 
 impl Matter {
@@ -64,6 +69,7 @@ impl Matter {
             Self::Taken { .. } => "SliceTaken",
             Self::Failed { .. } => "SliceFailed",
             Self::Remade => "SliceRemade",
+            Self::Relocated { .. } => "Relocated",
         }
     }
 }

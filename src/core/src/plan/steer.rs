@@ -11,7 +11,7 @@ use crate::workload::{PodSetDemand, Workload};
 
 impl<'a> Pass<'a> {
     pub(super) fn steer(&mut self) {
-        let mut here: BTreeMap<(WorkloadUid, PodSetName, NodeName), u32> = BTreeMap::new();
+        let mut here = Here::new();
         for pod in self.live.values().flatten() {
             let Some((workload, pod_set)) = self.belongs_to(pod) else { continue };
             if let Some(node) = self.whereabouts(pod) {
@@ -49,6 +49,7 @@ impl<'a> Pass<'a> {
                 hostname,
             });
         }
+        self.evict_relocated(&mut here, &mut outstanding);
         self.find_stuck(&outstanding, &mut stranded);
         self.lose_patience(&stranded);
     }
@@ -105,11 +106,11 @@ impl<'a> Pass<'a> {
     }
 
     /// A node on which the pod set has a durable claim for one pod more than are there, and which has the slices for it.
-    fn spare_claim(
+    pub(super) fn spare_claim(
         &self,
         workload: &Workload,
         pod_set: &PodSetName,
-        here: &BTreeMap<(WorkloadUid, PodSetName, NodeName), u32>,
+        here: &Here,
         outstanding: &Outstanding,
     ) -> Option<NodeName> {
         let reservation =
@@ -204,8 +205,11 @@ pub(super) struct Stranded {
     pub stuck: BTreeMap<PodSetName, u32>,
 }
 
+/// Live pods of each pod set by node.
+pub(super) type Here = BTreeMap<(WorkloadUid, PodSetName, NodeName), u32>;
+
 /// Slices of each profile that pods on each node are still to get.
-type Outstanding = BTreeMap<(NodeName, ProfileName), u32>;
+pub(super) type Outstanding = BTreeMap<(NodeName, ProfileName), u32>;
 
 fn due(outstanding: &Outstanding, node: &Node, profile: &ProfileName) -> u32 {
     outstanding.get(&(node.name.clone(), profile.clone())).copied().unwrap_or(0)

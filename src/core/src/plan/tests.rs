@@ -14,6 +14,7 @@ mod mending;
 mod messages;
 mod placing;
 mod releasing;
+mod relocating;
 mod shortages;
 mod steering;
 mod world;

@@ -381,7 +381,9 @@ impl Controller {
                 self.busy_pods.insert(pod.uid.clone(), hostname.clone());
             }
             Action::Tell { notice, .. } => return self.telling.insert(notice.clone()),
-            Action::DeletePod { pod } => return self.deleting.insert(pod.uid.clone()),
+            Action::DeletePod { pod } | Action::Evict { pod } => {
+                return self.deleting.insert(pod.uid.clone());
+            }
         }
         true
     }
@@ -440,6 +442,7 @@ fn describe(action: &Action) -> String {
         }
         Action::Tell { notice, .. } => format!("tells {}", notice.matter.reason()),
         Action::DeletePod { pod } => format!("deletes pod {}", pod.name),
+        Action::Evict { pod } => format!("evicts pod {}", pod.name),
         Action::DeleteNode { node, .. } => format!("deletes MIGNode {node}"),
     }
 }
@@ -625,7 +628,7 @@ impl World {
             },
             Action::Steer { pod, .. } => About::Pod(pod.uid.clone()),
             Action::Tell { notice, .. } => About::Event(notice.clone()),
-            Action::DeletePod { pod } => About::Deletion(pod.uid.clone()),
+            Action::DeletePod { pod } | Action::Evict { pod } => About::Deletion(pod.uid.clone()),
         }
     }
 
@@ -703,7 +706,7 @@ impl World {
                 result.or_else(|_| self.api.pods.get(&key)).ok().map(Update::Pod)
             }
             Action::Tell { .. } => None,
-            Action::DeletePod { pod } => {
+            Action::DeletePod { pod } | Action::Evict { pod } => {
                 let key = Key { namespace: pod.namespace.clone(), name: pod.name.clone() };
                 let deleted = self.api.pods.delete(&key, &Guard::uid(&pod.uid.as_str().into()));
                 deleted.ok().flatten().map(Update::Pod)

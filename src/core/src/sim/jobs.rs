@@ -29,6 +29,8 @@ pub struct Job {
     /// Whether pods are replaced as soon as they are being deleted.
     pub replaces_early: bool,
     pub elastic: bool,
+    /// Whether its pods may be moved.
+    pub relocatable: bool,
     pub others: bool,
     pub submitted: bool,
     pub deleted: bool,
@@ -54,6 +56,7 @@ impl Job {
             takes: Some(Duration::from_secs(10)),
             replaces_early: false,
             elastic: false,
+            relocatable: false,
             others: false,
             submitted: false,
             deleted: false,
@@ -91,6 +94,11 @@ impl Job {
 
     pub fn elastic(self) -> Self {
         Self { elastic: true, ..self }
+    }
+
+    /// Its pods may be moved.
+    pub fn relocatable(self) -> Self {
+        Self { relocatable: true, ..self }
     }
 
     /// Somebody else's check has a say, too.
@@ -235,8 +243,14 @@ impl World {
     fn make_pod(&mut self, name: &str, template: &WorkloadUid) {
         let job = self.jobs.get_mut(name).unwrap();
         job.serial += 1;
-        let spec =
-            PodSpec { job: name.into(), shape: job.shape.clone(), gated: true, hostname: None, node: None };
+        let spec = PodSpec {
+            job: name.into(),
+            shape: job.shape.clone(),
+            relocatable: job.relocatable,
+            gated: true,
+            hostname: None,
+            node: None,
+        };
         let labels = [(WORKLOAD_LABEL.into(), template.as_str().into())].into();
         let key = key(&format!("{name}-{}", job.serial));
         let pod = key.name.clone();

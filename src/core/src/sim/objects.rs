@@ -100,6 +100,8 @@ pub struct Pod;
 pub struct PodSpec {
     pub job: Arc<str>,
     pub shape: Shape,
+    /// Whether its owner allows that it is moved.
+    pub relocatable: bool,
     /// Whether it bears our scheduling gate.
     pub gated: bool,
     /// `nodeSelector`, as far as it names a host.
@@ -338,6 +340,7 @@ pub fn pod(object: &Object<Pod>, busy: Option<&String>) -> plan::Pod {
         node: spec.node.clone(),
         terminal: object.status.is_terminal(),
         deleting: object.meta.deleting,
+        relocatable: spec.relocatable,
         asks_for: spec.shape.slices.clone(),
     }
 }

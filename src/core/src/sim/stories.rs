@@ -341,3 +341,29 @@ pub fn replacement_overlaps() -> Story {
         ends: "service admitted, Ready: 1 run, 0 wait, 1 claimed; 1 slices",
     }
 }
+
+/// Two nodes with an A30 each, of which a half is in use. One of the two pods may be moved, so that a whole A30 is free.
+pub fn a_pod_makes_way() -> Story {
+    Story {
+        name: "a-pod-makes-way",
+        quota: 5,
+        nodes: vec![vec![a30()], vec![a30()]],
+        jobs: vec![
+            job("first", "2g.12gb").service().relocatable(),
+            job("gone", "2g.12gb").takes(8),
+            job("second", "2g.12gb").service(),
+            job("whole", "4g.24gb").takes(5),
+        ],
+        steps: vec![
+            (When::Now, Do::Submit("first")),
+            (When::Run("first", 1), Do::Submit("gone")),
+            (When::Run("gone", 1), Do::Submit("second")),
+            (When::Run("second", 1), Do::Nothing),
+            (When::IsDone("gone"), Do::Submit("whole")),
+            (When::IsDone("whole"), Do::Nothing),
+            (When::Run("first", 1), Do::Nothing),
+        ],
+        ends: "first admitted, Ready: 1 run, 0 wait, 1 claimed; gone finished: 0 run, 0 wait, 0 claimed; second admitted, \
+               Ready: 1 run, 0 wait, 1 claimed; whole finished: 0 run, 0 wait, 0 claimed; 2 slices",
+    }
+}

@@ -123,6 +123,7 @@ stories! {
     mixed_profiles
     cpu_is_short
     replacement_overlaps
+    a_pod_makes_way
 }
 
 #[test]

@@ -166,7 +166,12 @@ impl History {
             }
             Event::StartPod(i) => {
                 if let Some(name) = self.pick(i, |w| w.reservation.is_some() && !w.finished) {
-                    self.pods.push(self.world.create_pod(&name));
+                    let pod = if i % 3 == 0 {
+                        self.world.create_relocatable(&name)
+                    } else {
+                        self.world.create_pod(&name)
+                    };
+                    self.pods.push(pod);
                 }
             }
             Event::EndPod(i) => {

@@ -243,10 +243,19 @@ impl World {
             node: None,
             terminal: false,
             deleting: false,
+            relocatable: false,
             asks_for: demand.slices.clone(),
         };
         self.demands.insert(uid.clone(), demand);
         self.snap.pods.insert(uid.clone(), pod);
+        uid
+    }
+
+    /// The same, of a job whose owner allows that it is moved.
+    pub fn create_relocatable(&mut self, workload: &str) -> PodUid {
+        let uid = self.create_pod(workload);
+        let pod = self.snap.pods.get_mut(&uid).unwrap();
+        (pod.owner, pod.relocatable) = (Some("job-uid".into()), true);
         uid
     }
 
@@ -304,6 +313,7 @@ impl World {
             node: Some(place.0.clone()),
             terminal: false,
             deleting: false,
+            relocatable: false,
             asks_for: [(place.2.profile.clone(), 1)].into(),
         };
         self.rob();

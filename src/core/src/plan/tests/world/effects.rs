@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::{Place, World};
 use crate::geometry::Slice;
 use crate::id::{Attempt, GpuUuid, NodeName, PodUid, WorkloadKey, WorkloadUid};
-use crate::node::{Holder, Node, NodeSpec, ObservedSlice, SliceState, Version};
+use crate::node::{Claim, Holder, Node, NodeSpec, ObservedSlice, SliceState, Version};
 use crate::plan::{Action, PodKey};
 use crate::profile::ProfileName;
 use crate::workload::{CheckState, Demand, Workload};
@@ -145,6 +145,7 @@ impl World {
                 assert!(known.live() && !known.deleting && known.workload.is_some());
                 known.deleting = true;
             }
+            Action::Evict { pod } => self.evict_pod(pod),
             Action::DeleteNode { node, expect } => {
                 let gone = &self.snap.nodes[node];
                 let mig = gone.mig.as_ref().unwrap();
@@ -353,7 +354,34 @@ impl World {
                         && w.reservation.as_ref().is_some_and(|r| r.attempt == c.attempt)
                 })
         });
-        counts.map(|c| c.slices).sum()
+        // What has been claimed for those that follow pods that are being moved is promised to nobody yet.
+        let running = |c: &Claim| {
+            self.snap
+                .pods
+                .values()
+                .filter(|p| {
+                    p.live()
+                        && p.node.as_ref() == Some(&node.name)
+                        && p.workload.as_ref().is_some_and(|w| self.heir(w) == c.workload.uid)
+                })
+                .count()
+        };
+        let of = |c: &Claim| {
+            let each = c.slices / c.pods.max(1);
+            if self.moves(&c.workload.uid) {
+                c.slices.min(each * u32::try_from(running(c)).unwrap())
+            } else {
+                c.slices
+            }
+        };
+        counts.map(of).sum()
+    }
+
+    /// Whether pods of a workload are being moved.
+    fn moves(&self, uid: &WorkloadUid) -> bool {
+        let specs = self.snap.nodes.values().flat_map(|n| &n.mig).map(|mig| &mig.confirmed);
+        let mut noted = specs.flat_map(|spec| &spec.relocations);
+        noted.any(|r| self.heir(&r.workload.uid) == *uid)
     }
 
     /// Slices of a profile that are declared and that pods with a claim can have or have, as far as agents have reported.
@@ -373,6 +401,22 @@ impl World {
                 && mig.confirmed.gpus.get(&o.gpu).is_some_and(|slices| slices.contains(&o.slice))
         });
         u32::try_from(usable.count()).unwrap()
+    }
+
+    /// Only pods whose owners allow it are evicted, once it is on record where they were and for whom, and room is kept for
+    /// that one.
+    fn evict_pod(&mut self, key: &PodKey) {
+        let pod = self.snap.pods.get_mut(&key.uid).unwrap();
+        assert!(
+            pod.relocatable && pod.owner.is_some() && pod.live() && !pod.deleting,
+            "{key:?} may not be evicted"
+        );
+        pod.deleting = true;
+        let mig = self.snap.nodes[pod.node.as_ref().unwrap()].mig.as_ref().unwrap();
+        let relocation =
+            mig.confirmed.relocations.iter().find(|r| r.pod == key.uid).expect("no record of it");
+        let kept = mig.confirmed.holds.iter().any(|hold| hold.workload == relocation.beneficiary);
+        assert!(kept && relocation.until > self.now, "{key:?} makes way for nobody");
     }
 
     fn steer(&mut self, key: &PodKey, expect: &str, hostname: &str) {
