@@ -114,16 +114,15 @@ async fn kueues_configuration_is_printed_and_the_live_one_compared_with_it() -> 
     publish(&place, "resources: [").await?;
     let unreadable = kueue_config(&place, &check).await?.unwrap_err();
     assert!(unreadable.contains("cannot be read"), "{unreadable}");
+    // The queue that is installed by default lends profiles only.
     publish(&place, &printed).await?;
-    place
-        .until("no ClusterQueue of another test lends profiles by name", || async {
-            Ok(kueue_config(&place, &check).await?.is_ok())
-        })
-        .await?;
-    let mut by_name = queues::cluster_queue("by-name", &[], &[("compared", &[("1g.6gb", 4)])]);
-    by_name["spec"]["stopPolicy"] = json!("Hold");
-    place.rig().apply_objects(vec![by_name]).await?;
     let uncovered = kueue_config(&place, &check).await?.unwrap_err();
-    assert!(uncovered.contains("ClusterQueue by-name lends MIG profiles and not"), "{uncovered}");
+    assert!(uncovered.contains("ClusterQueue mig lends MIG profiles and not slicegate.dev/gpu-memory"), "{uncovered}");
+    assert!(!uncovered.contains("nvidia.com/mig-"), "{uncovered}");
+    let mut lenient = parsed.clone();
+    lenient["resources"]["quotaCheckStrategy"] = json!("IgnoreUndeclared");
+    publish(&place, &serde_saphyr::to_string(&lenient)?).await?;
+    let well = kueue_config(&place, &check).await?.map_err(anyhow::Error::msg)?;
+    assert!(well.contains("profiles are counted in slicegate.dev/gpu-memory"), "{well}");
     place.leave().await
 }
