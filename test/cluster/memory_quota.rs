@@ -117,7 +117,10 @@ async fn kueues_configuration_is_printed_and_the_live_one_compared_with_it() -> 
     // The queue that is installed by default lends profiles only.
     publish(&place, &printed).await?;
     let uncovered = kueue_config(&place, &check).await?.unwrap_err();
-    assert!(uncovered.contains("ClusterQueue mig lends MIG profiles and not slicegate.dev/gpu-memory"), "{uncovered}");
+    assert!(
+        uncovered.contains("ClusterQueue mig lends MIG profiles and not slicegate.dev/gpu-memory"),
+        "{uncovered}"
+    );
     assert!(!uncovered.contains("nvidia.com/mig-"), "{uncovered}");
     let mut lenient = parsed.clone();
     lenient["resources"]["quotaCheckStrategy"] = json!("IgnoreUndeclared");

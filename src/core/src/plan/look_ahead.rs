@@ -32,32 +32,50 @@ pub(super) struct LookAhead {
     work: Work,
     /// How often a book has been changed.
     pub changes: u64,
-    /// Groups for which there was no way after so many changes.
-    hopeless: Vec<(u64, Vec<Missing>)>,
+    /// Groups that cannot be placed as a whole.
+    hopeless: Hopeless,
+    /// Those that cannot be placed though others make way.
+    pub in_vain: Hopeless,
 }
 
 impl Default for LookAhead {
     fn default() -> Self {
-        Self { work: Work::new(PASS), changes: 0, hopeless: Vec::new() }
+        Self {
+            work: Work::new(PASS),
+            changes: 0,
+            hopeless: Hopeless::default(),
+            in_vain: Hopeless::default(),
+        }
     }
 }
 
-impl LookAhead {
-    fn is_hopeless(&self, group: &[Missing]) -> bool {
+/// Groups for which there was no way after so many changes.
+#[derive(Default)]
+pub(super) struct Hopeless(Vec<(u64, Vec<Missing>)>);
+
+impl Hopeless {
+    pub fn has(&self, changes: u64, group: &[Missing]) -> bool {
         let same = |(one, other): (&Missing, &Missing)| one.1 == other.1 && are_alike(&one.0, &other.0);
         let alike = |known: &[Missing]| known.len() == group.len() && known.iter().zip(group).all(same);
-        self.hopeless.iter().any(|(changes, known)| *changes == self.changes && alike(known))
+        self.0.iter().any(|(then, known)| *then == changes && alike(known))
     }
 
-    fn note_hopeless(&mut self, group: Vec<Missing>) {
-        if self.hopeless.len() >= KINDS {
-            self.hopeless.remove(0);
+    pub fn note(&mut self, changes: u64, group: Vec<Missing>) {
+        if self.0.len() >= KINDS {
+            self.0.remove(0);
         }
-        self.hopeless.push((self.changes, group));
+        self.0.push((changes, group));
     }
 }
 
 impl Pass<'_> {
+    /// The pods of a workload that are to be placed yet.
+    pub(super) fn group(&self, key: &WorkloadKey, demand: &[PodSetDemand]) -> Vec<Missing> {
+        let missing = |pod_set: &PodSetDemand| pod_set.pods.saturating_sub(self.pods_claimed(key, pod_set));
+        let group = demand.iter().map(|pod_set| (pod_set.clone(), missing(pod_set)));
+        group.filter(|(_, missing)| *missing > 0).collect()
+    }
+
     /// Enters claims for every pod of the workload that has none yet, if a way is found to place them all. Returns whether one
     /// is.
     pub(super) fn place_together(
@@ -66,12 +84,12 @@ impl Pass<'_> {
         attempt: &Attempt,
         demand: &[PodSetDemand],
     ) -> bool {
-        let missing = |pod_set: &PodSetDemand| pod_set.pods.saturating_sub(self.pods_claimed(key, pod_set));
-        let group = demand.iter().map(|pod_set| (pod_set.clone(), missing(pod_set)));
-        let group: Vec<Missing> = group.filter(|(_, missing)| *missing > 0).collect();
+        let group = self.group(key, demand);
         let slices = group.iter().map(|(pod_set, pods)| pods.saturating_mul(pod_set.slices.values().sum()));
         // One slice has been tried everywhere.
-        if slices.fold(0, u32::saturating_add) < 2 || self.look_ahead.is_hopeless(&group) {
+        if slices.fold(0, u32::saturating_add) < 2
+            || self.look_ahead.hopeless.has(self.look_ahead.changes, &group)
+        {
             return false;
         }
         let mut nodes: BTreeMap<NodeName, Vec<bool>> = BTreeMap::new();
@@ -86,7 +104,7 @@ impl Pass<'_> {
         let shares = Search::new(&self.books, &group, nodes, &mut work).and_then(Search::run);
         self.look_ahead.work.put_back(work);
         let Some(shares) = shares else {
-            self.look_ahead.note_hopeless(group);
+            self.look_ahead.hopeless.note(self.look_ahead.changes, group);
             return false;
         };
         for (name, share) in shares {

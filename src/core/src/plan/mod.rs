@@ -279,6 +279,8 @@ struct Pass<'a> {
     claimed_at: BTreeMap<WorkloadUid, BTreeSet<NodeName>>,
     /// The nodes where room is kept for each workload.
     kept: BTreeMap<WorkloadUid, BTreeSet<NodeName>>,
+    /// Workloads that have claims, or had some when the pass began, and have not been told.
+    untold: BTreeSet<WorkloadUid>,
     /// The nodes to which no new claim may go.
     unfit: BTreeSet<NodeName>,
     /// What the nodes offer to pods of the kinds that have been placed.
@@ -329,6 +331,7 @@ impl<'a> Pass<'a> {
             books: BTreeMap::new(),
             claimed_at: BTreeMap::new(),
             kept: BTreeMap::new(),
+            untold: BTreeSet::new(),
             unfit: BTreeSet::new(),
             offers: Vec::new(),
             look_ahead: LookAhead::default(),
@@ -378,6 +381,9 @@ impl<'a> Pass<'a> {
     fn note_claim(&mut self, workload: &WorkloadUid, node: &NodeName) {
         if !self.claimed_at.get(workload).is_some_and(|nodes| nodes.contains(node)) {
             self.claimed_at.entry(workload.clone()).or_default().insert(node.clone());
+            if self.world.workloads.get(workload).is_some_and(reserved::is_untold) {
+                self.untold.insert(workload.clone());
+            }
         }
     }
 

@@ -11,6 +11,11 @@ use crate::workload::{CheckState, Demand, PodSetDemand, Workload};
 /// Reservations that are tried, the youngest first: of more, moving those would seldom help either.
 const TRIED: usize = 8;
 
+/// Whether a workload with claims has not been told that it has its slices, as far as Kueue has said.
+pub(super) fn is_untold(workload: &Workload) -> bool {
+    !workload.admitted && workload.checks.iter().all(|c| c.state == CheckState::Pending)
+}
+
 /// Pods of a pod set that have slices reserved on a node and do not know it.
 #[derive(Clone, Debug)]
 struct Reserved<'a> {
@@ -40,7 +45,12 @@ impl<'a> Pass<'a> {
         attempt: &Attempt,
         demand: &[PodSetDemand],
     ) -> bool {
-        let (reserved, changes) = (self.reserved(&workload.key.uid), self.look_ahead.changes);
+        let changes = self.look_ahead.changes;
+        let group = self.group(&workload.key, demand);
+        if self.untold.is_empty() || self.look_ahead.in_vain.has(changes, &group) {
+            return false;
+        }
+        let reserved = self.reserved(&workload.key.uid);
         let most = self.limits.most_moves;
         let alone = (0..reserved.len()).map(|one| vec![one]);
         let pairs =
@@ -59,6 +69,7 @@ impl<'a> Pass<'a> {
         }
         // All is as it was.
         self.look_ahead.changes = changes;
+        self.look_ahead.in_vain.note(changes, group);
         false
     }
 
@@ -70,15 +81,16 @@ impl<'a> Pass<'a> {
         };
         let told: Vec<WorkloadUid> = self.plan.actions.iter().filter_map(is_told).collect();
         let mut reserved = Vec::new();
-        for workload in self.world.workloads.values() {
+        for workload in self.untold.iter().filter_map(|uid| self.world.workloads.get(uid)) {
             let Some(reservation) = workload.open() else { continue };
             let Demand::Slices(demand) = &reservation.demand else { continue };
             let uid = &workload.key.uid;
-            let knows = workload.admitted
+            if uid == requester
                 || workload.busy
-                || workload.checks.iter().any(|c| c.state != CheckState::Pending)
-                || told.contains(uid);
-            if uid == requester || knows || workload.replaces.is_some() || self.has_live_pods(&workload.key) {
+                || told.contains(uid)
+                || workload.replaces.is_some()
+                || self.has_live_pods(&workload.key)
+            {
                 continue;
             }
             for (name, book) in self.books_of(uid).filter(|(name, _)| !self.is_bound(workload, name)) {
