@@ -13,6 +13,7 @@ mod kinds;
 mod life;
 mod memory_quota;
 mod nodes;
+mod placement;
 mod provisioning;
 mod queues;
 mod quota_loss;
