@@ -281,6 +281,8 @@ struct Pass<'a> {
     kept: BTreeMap<WorkloadUid, BTreeSet<NodeName>>,
     /// Workloads that have claims, or had some when the pass began, and have not been told.
     untold: BTreeSet<WorkloadUid>,
+    /// Whether any pod may be moved.
+    movable: bool,
     /// The nodes to which no new claim may go.
     unfit: BTreeSet<NodeName>,
     /// What the nodes offer to pods of the kinds that have been placed.
@@ -332,6 +334,7 @@ impl<'a> Pass<'a> {
             claimed_at: BTreeMap::new(),
             kept: BTreeMap::new(),
             untold: BTreeSet::new(),
+            movable: world.pods.values().any(|pod| pod.relocatable),
             unfit: BTreeSet::new(),
             offers: Vec::new(),
             look_ahead: LookAhead::default(),

@@ -177,6 +177,9 @@ impl<'a> Pass<'a> {
         reservation: &Reservation,
         demand: &[PodSetDemand],
     ) {
+        if !self.movable {
+            return;
+        }
         let mut noted = self.books.values().flat_map(Ledger::relocations);
         if noted.any(|r| r.beneficiary.uid == workload.key.uid) || workload.keep_room().workloads == 0 {
             return;
@@ -194,9 +197,6 @@ impl<'a> Pass<'a> {
 
     /// The pods that may be moved off nodes on which a workload may run.
     fn movable(&self, workload: &Workload, demand: &[PodSetDemand]) -> Vec<Movable<'a>> {
-        if !self.world.pods.values().any(|pod| pod.relocatable) {
-            return Vec::new();
-        }
         let nodes: BTreeSet<NodeName> =
             demand.iter().filter_map(|pod_set| self.admissible(pod_set).ok()).flatten().collect();
         let pods = self.world.pods.values().filter(|pod| {
