@@ -8,7 +8,7 @@ CONTAINER_TOOL ?= docker
 # What deploy installs: config/default, or config/webhook on Kubernetes older than 1.36.
 CONFIG ?= config/default
 
-.PHONY: help demo demo-down test lint unit component cluster node generate install deploy undeploy uninstall prerequisites build bench-admission bench-burst demo-node bench-node build-node docker-build docker-push
+.PHONY: help demo demo-down test lint unit component cluster node generate install deploy undeploy uninstall prerequisites build bench-admission bench-burst eval-placement demo-node bench-node build-node docker-build docker-push
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-16s %s\n", $$1, $$2}'
@@ -63,6 +63,12 @@ bench-admission: prerequisites ## Admission of 500 one-pod and 50 ten-pod Jobs o
 
 bench-burst: build ## 50 one-slice Jobs at once on 4 nodes of 2 A100-40GB, 1 s per NVML create
 	@target/debug/demo burst
+
+# A reduced run is a part of the core's unit tests.
+SEEDS ?= 30
+ARRIVALS ?= 20000
+eval-placement: prerequisites ## Tables of the placement engine beside others, by simulation (SEEDS=30 ARRIVALS=20000)
+	@$(CARGO) run --quiet --release -p slicegate-core --example evaluate_placement -- $(SEEDS) $(ARRIVALS)
 
 bench-node: build-node ## Job created → container running on a real node, phase by phase, beside the same Job without Slicegate
 	@target/debug/demo bench-node --json target/bench-node.json

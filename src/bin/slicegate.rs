@@ -1,11 +1,13 @@
-//! `slicegate`: controller, node agent, CRDs.
+//! `slicegate`: controller, node agent, simulation, CRDs.
 
+use std::io::{ErrorKind, Write};
 use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::{Parser, Subcommand};
 use prometheus::Registry;
+use slicegate::cli::simulate;
 use slicegate::runtime::{self, Clients, LogFormat, Ready};
 use slicegate::{agent, api, controller};
 
@@ -38,6 +40,11 @@ enum Command {
         #[arg(long, default_value = "0.0.0.0:8081")]
         listen: SocketAddr,
     },
+    /// Try the placement engine on recorded or drawn demand, with no cluster to change; or ask what would fit.
+    Simulate {
+        #[command(flatten)]
+        args: Box<simulate::Args>,
+    },
     /// Print the CustomResourceDefinitions.
     Crds,
 }
@@ -54,13 +61,23 @@ async fn main() -> ExitCode {
                 eprintln!("  because: {cause}");
                 source = cause.source();
             }
-            ExitCode::FAILURE
+            let simulation = error.downcast_ref::<simulate::Error>();
+            simulation.map_or(ExitCode::FAILURE, |error| ExitCode::from(error.exit_code()))
         }
+    }
+}
+
+fn print(text: &str) -> Result<(), std::io::Error> {
+    match std::io::stdout().write_all(text.as_bytes()) {
+        // The reader of a pipe has had enough.
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error),
+        _ => Ok(()),
     }
 }
 
 async fn run(cli: Cli) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     match cli.command {
+        Command::Simulate { args } => print(&simulate::run(*args).await?)?,
         Command::Crds => print!("{}", api::crds::all_yaml()?),
         Command::Controller { args, listen } => {
             runtime::init_logs(cli.log_format);

@@ -5,6 +5,7 @@ pub mod explain;
 pub mod gpus;
 pub mod kueue_config;
 mod nodes;
+pub mod simulate;
 
 use std::io::IsTerminal;
 

@@ -32,7 +32,7 @@ impl Counts {
         for (unit, &model) in inventory.gpus.iter().zip(&catalogue.model_of) {
             let table = &catalogue.tables[model];
             let known: Option<Vec<usize>> =
-                unit.present.iter().map(|slice| table.profile(&slice.profile)).collect();
+                unit.present.iter().map(|present| table.profile(&present.slice.profile)).collect();
             match known {
                 Some(profiles) => profiles.into_iter().for_each(|profile| slices[model][profile] += 1),
                 None => gpus[model] -= 1,

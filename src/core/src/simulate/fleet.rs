@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::inventory::{Catalogue, Inventory};
+use super::inventory::{Catalogue, Inventory, Present};
 use crate::engine::pool::Gpu;
 use crate::engine::relocate::Placed;
 use crate::engine::table::{Place, State, Table};
@@ -15,6 +15,11 @@ pub struct Owner {
     pub request: u32,
     /// The slice of it.
     pub slice: u32,
+}
+
+impl Owner {
+    /// The request of what is there from the beginning: it is none.
+    pub const NOBODY: u32 = u32::MAX;
 }
 
 /// A slice in use.
@@ -51,12 +56,15 @@ pub struct Fleet {
     nodes: Vec<Vec<Gpu>>,
     /// Units in use.
     used: u64,
+    /// How many slices that were there from the beginning may be moved.
+    movable: u32,
 }
 
 impl Fleet {
     /// The GPUs of an inventory, with what is on them.
     pub fn new(catalogue: &Catalogue, inventory: &Inventory) -> Self {
-        let mut fleet = Self { catalogue: catalogue.clone(), cards: Vec::new(), nodes: Vec::new(), used: 0 };
+        let mut fleet =
+            Self { catalogue: catalogue.clone(), cards: Vec::new(), nodes: Vec::new(), used: 0, movable: 0 };
         let mut names: Vec<&str> = Vec::new();
         for (unit, &model) in inventory.gpus.iter().zip(&catalogue.model_of) {
             let node = names.iter().position(|name| **name == *unit.node).unwrap_or_else(|| {
@@ -66,21 +74,29 @@ impl Fleet {
             });
             let gpu = Gpu(u32::try_from(fleet.cards.len()).unwrap_or(u32::MAX));
             fleet.nodes[node].push(gpu);
-            let blocked = unit.present.iter().fold(Mask::default(), |mask, slice| mask.with(slice.mask()));
-            fleet.used += u64::from(blocked.count());
             let table = &catalogue.tables[model];
-            let there = unit.present.iter().filter_map(|slice| {
-                Some(Place { profile: table.profile(&slice.profile)?, start: slice.start })
-            });
+            let place = |present: &Present| {
+                let profile = table.profile(&present.slice.profile)?;
+                Some(Place { profile, start: present.slice.start })
+            };
+            let (movable, fixed): (Vec<&Present>, Vec<&Present>) =
+                unit.present.iter().partition(|present| present.movable && place(present).is_some());
+            let blocked = fixed.iter().fold(Mask::default(), |mask, fixed| mask.with(fixed.slice.mask()));
+            fleet.used += u64::from(blocked.count());
             fleet.cards.push(Card {
                 model,
                 node: u32::try_from(node).unwrap_or(u32::MAX),
-                state: table.state(there, blocked),
+                state: table.state(fixed.iter().filter_map(|fixed| place(fixed)), blocked),
                 blocked,
                 placed: Vec::new(),
                 uses: Vec::new(),
-                last: 0.0,
+                last: if fixed.is_empty() { 0.0 } else { f64::INFINITY },
             });
+            for place in movable.into_iter().filter_map(place) {
+                let owner = Owner { request: Owner::NOBODY, slice: fleet.movable };
+                fleet.movable += 1;
+                fleet.put(gpu, Use { owner, placed: Placed { place, movable: true }, ends: f64::INFINITY });
+            }
         }
         fleet
     }
@@ -178,7 +194,8 @@ impl Fleet {
         let placed = card.placed.swap_remove(at);
         let (_, ends) = card.uses.swap_remove(at);
         card.state = table.state(card.placed.iter().map(|placed| placed.place), card.blocked);
-        card.last = card.uses.iter().fold(0.0, |last, (_, ends)| f64::max(last, *ends));
+        let fixed = if card.blocked == Mask::default() { 0.0 } else { f64::INFINITY };
+        card.last = card.uses.iter().fold(fixed, |last, (_, ends)| f64::max(last, *ends));
         self.used -= u64::from(table.model().profiles[placed.place.profile].size);
         Some(Use { owner, placed, ends })
     }

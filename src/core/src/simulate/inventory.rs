@@ -12,6 +12,8 @@ use crate::profile::ProfileName;
 pub struct Inventory {
     /// The GPUs.
     pub gpus: Vec<Unit>,
+    /// How many nodes were added without a name.
+    nodes: u32,
 }
 
 /// One GPU.
@@ -23,8 +25,17 @@ pub struct Unit {
     pub name: Arc<str>,
     /// What it can be cut into.
     pub model: Arc<Model>,
-    /// What is on it, and stays.
-    pub present: Vec<Slice>,
+    /// What is on it for ever.
+    pub present: Vec<Present>,
+}
+
+/// A slice that is there from the beginning.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Present {
+    /// What it is, and where.
+    pub slice: Slice,
+    /// Whether it may be moved.
+    pub movable: bool,
 }
 
 /// How many GPUs a node has when nothing is said of nodes: that of the usual machines.
@@ -33,15 +44,22 @@ pub const GPUS_PER_NODE: u32 = 8;
 impl Inventory {
     /// Adds empty GPUs of a model, on nodes of [`GPUS_PER_NODE`].
     pub fn add(&mut self, model: &Arc<Model>, gpus: u32) {
-        let mut node: Arc<str> = Arc::from("");
-        for index in 0..gpus {
-            if index % GPUS_PER_NODE == 0 {
-                let nodes = self.gpus.chunk_by(|a, b| a.node == b.node).count();
-                node = format!("node-{nodes}").into();
-            }
-            let name = (index % GPUS_PER_NODE).to_string().into();
-            self.gpus.push(Unit { node: node.clone(), name, model: model.clone(), present: Vec::new() });
+        let mut left = gpus;
+        while left > 0 {
+            let here = left.min(GPUS_PER_NODE);
+            self.add_node(model, here);
+            left -= here;
         }
+    }
+
+    /// Adds a node with empty GPUs of a model.
+    pub fn add_node(&mut self, model: &Arc<Model>, gpus: u32) {
+        self.nodes += 1;
+        let node: Arc<str> = format!("node-{}", self.nodes).into();
+        self.gpus.extend((0..gpus).map(|index| {
+            let name = index.to_string().into();
+            Unit { node: node.clone(), name, model: model.clone(), present: Vec::new() }
+        }));
     }
 }
 
@@ -140,7 +158,7 @@ mod tests {
         inventory.add(&Arc::new(a30()), 1);
         inventory.add(&Arc::new(a100()), 1);
         let nodes: Vec<&str> = inventory.gpus.iter().map(|unit| &*unit.node).collect();
-        assert_eq!(nodes[7..], ["node-0", "node-1", "node-1", "node-2", "node-3"]);
+        assert_eq!(nodes[7..], ["node-1", "node-2", "node-2", "node-3", "node-4"]);
         let catalogue = Catalogue::new(&inventory);
         assert_eq!(catalogue.gpus(), [11, 1]);
         assert_eq!(catalogue.units(), 11 * 8 + 4);

@@ -20,7 +20,7 @@ impl Oracle {
     /// The oracle of an inventory.
     pub fn new(catalogue: &Catalogue, inventory: &Inventory) -> Self {
         let present = inventory.gpus.iter().flat_map(|unit| &unit.present);
-        let used = present.map(|slice| u64::from(slice.size)).sum();
+        let used = present.map(|present| u64::from(present.slice.size)).sum();
         Self { counts: Counts::new(catalogue, inventory), admitted: BTreeMap::new(), used }
     }
 }

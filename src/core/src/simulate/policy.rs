@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use super::choose::baseline::{Anywhere, Ranked, Rule};
+use super::choose::baseline::{Anywhere, Ranked, Rule, scores};
 use super::choose::engine::Engine;
 use super::demand::Request;
 use super::fleet::{Fleet, Owner};
@@ -95,7 +95,8 @@ impl Name {
     }
 
     /// The policy on the GPUs of an inventory. `shares` is how often each profile is asked for, for what goes by it without learning;
-    /// the seed is for what decides at random. The limits are for `slicegate`: nothing else moves slices, knows ends or keeps room.
+    /// the seed is for what decides at random. The limits are for `slicegate`: nothing else moves slices or knows ends, except that `fgd`
+    /// moves as `slicegate` does, for comparison.
     pub fn policy(
         self,
         catalogue: &Catalogue,
@@ -114,6 +115,12 @@ impl Name {
             Self::Slicegate => {
                 let fleet = fleet();
                 let choose = Engine::new(&fleet);
+                Box::new(Placing::new(fleet, inventory, choose, limits))
+            }
+            Self::Fgd if limits.moves > 0 => {
+                let fleet = fleet();
+                let choose = Engine::ranked(&fleet, scores(Rule::Fgd, &fleet, shares));
+                let limits = Limits { known_durations: false, ..limits };
                 Box::new(Placing::new(fleet, inventory, choose, limits))
             }
             Self::FirstFit => ranked(Rule::FirstFit),

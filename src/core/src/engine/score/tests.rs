@@ -61,7 +61,10 @@ fn the_potential_is_what_profiles_would_leave_over_by_what_is_asked_for() {
     let potential = |share| demand(share).potential(one);
     assert!((potential([1.0, 0.0, 0.0, 0.0, 0.0]) - 0.0).abs() < 1e-9, "1g slices use all three units");
     assert!((potential([0.0, 0.0, 1.0, 0.0, 0.0]) - 1.0).abs() < 1e-9, "a 2g leaves one over");
-    assert!((potential([0.0, 0.0, 0.0, 0.0, 1.0]) - 3.0).abs() < 1e-9, "a 4g cannot use any");
+    assert!(
+        (potential([0.0, 0.0, 0.0, 0.0, 1.0]) - 4.5).abs() < 1e-9,
+        "a 4g cannot use any, and does not fit"
+    );
     // Two 1g for each 2g are as many units of one as of the other.
     assert!((potential([2.0 / 3.0, 0.0, 1.0 / 3.0, 0.0, 0.0]) - 0.5).abs() < 1e-9);
 }

@@ -7,6 +7,7 @@ use std::cmp::Reverse;
 
 use super::{Choose, Spot, Wanted};
 use crate::engine::pool::Gpu;
+use crate::engine::score::Scores;
 use crate::engine::table::{Place, State, Table};
 use crate::geometry::{Mask, Model, Profile};
 use crate::simulate::fleet::Fleet;
@@ -49,13 +50,7 @@ impl Ranked {
         let catalogue = fleet.catalogue();
         let mut keys: Best<Key> = Vec::new();
         for (model, table) in catalogue.tables.iter().enumerate() {
-            let mut demand = vec![0.0; table.model().profiles.len()];
-            for (offer, share) in catalogue.offers().iter().zip(shares) {
-                if let Some(profile) = offer.of_model[model] {
-                    demand[profile] += share;
-                }
-            }
-            let harm: Vec<f64> = table.states().map(|state| harm(rule, table, &demand, state)).collect();
+            let harm = harms(rule, fleet, shares, model);
             let cheapest = |profile: usize, state: State| {
                 let options = table.options(state, profile);
                 options
@@ -135,6 +130,25 @@ fn late_start(model: &Model, profile: &Profile, start: u8) -> u8 {
 
 fn prefers_high(profile: &Profile) -> bool {
     profile.name.as_str().starts_with("1g.") || profile.name.as_str().starts_with("3g.")
+}
+
+/// [`harm`] of every state of a model.
+fn harms(rule: Rule, fleet: &Fleet, shares: &[f64], model: usize) -> Vec<f64> {
+    let catalogue = fleet.catalogue();
+    let table = &catalogue.tables[model];
+    let mut demand = vec![0.0; table.model().profiles.len()];
+    for (offer, share) in catalogue.offers().iter().zip(shares) {
+        if let Some(profile) = offer.of_model[model] {
+            demand[profile] += share;
+        }
+    }
+    table.states().map(|state| harm(rule, table, &demand, state)).collect()
+}
+
+/// A rule's harm as the engine's ranking, by model, so that the engine's moves can be made by it.
+pub fn scores(rule: Rule, fleet: &Fleet, shares: &[f64]) -> Vec<Scores> {
+    let tables = fleet.catalogue().tables.iter().enumerate();
+    tables.map(|(model, table)| Scores::of_potential(table, harms(rule, fleet, shares, model))).collect()
 }
 
 /// What the free room of a state has lost already.

@@ -8,7 +8,7 @@ use crate::engine::learn::Learner;
 use crate::engine::lifetime::{self, Stay};
 use crate::engine::pool::{Gpu, Pool};
 use crate::engine::relocate;
-use crate::engine::score::Cost;
+use crate::engine::score::{Cost, Scores};
 use crate::engine::table::{Place, Table};
 use crate::simulate::fleet::Fleet;
 
@@ -20,6 +20,7 @@ const LEARN_EVERY: u32 = 20;
 pub struct Engine {
     kinds: Kinds,
     learner: Learner,
+    learns: bool,
     unlearned: u32,
     /// By model.
     pools: Vec<Part>,
@@ -52,7 +53,25 @@ impl Engine {
             part.pool.add(fleet.state(gpu))
         };
         let local = fleet.gpus().map(&mut enter).collect();
-        Self { kinds, learner: Learner::default(), unlearned: 0, pools, local, told: (0.0, 0.0) }
+        Self {
+            kinds,
+            learner: Learner::default(),
+            learns: true,
+            unlearned: 0,
+            pools,
+            local,
+            told: (0.0, 0.0),
+        }
+    }
+
+    /// The same with rankings that are given, by model, instead of learned ones.
+    pub fn ranked(fleet: &Fleet, scores: Vec<Scores>) -> Self {
+        let mut engine = Self::new(fleet);
+        for (part, scores) in engine.pools.iter_mut().zip(scores) {
+            part.pool.rescore(Arc::new(scores));
+        }
+        engine.learns = false;
+        engine
     }
 
     /// The pools in which a profile is offered.
@@ -88,7 +107,7 @@ impl Choose for Engine {
             self.told = (self.told.0 + seconds, self.told.1 + 1.0);
         }
         self.unlearned += slices;
-        if self.unlearned < LEARN_EVERY {
+        if !self.learns || self.unlearned < LEARN_EVERY {
             return;
         }
         self.unlearned = 0;

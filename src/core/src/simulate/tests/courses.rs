@@ -7,6 +7,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::geometry::tests::{a30, a100};
 use crate::simulate::demand::{Distribution, Drawn, Durations};
+use crate::simulate::inventory::Present;
 use crate::simulate::outcome::Outcome;
 use crate::simulate::placing::Limits;
 use crate::simulate::policy::{Name, Step};
@@ -200,12 +201,30 @@ fn what_only_a_move_makes_room_for_is_fragmentation() {
 fn what_stays_on_a_gpu_takes_its_room() {
     let mut inventory = inventory(&[(a100(), 1)]);
     let model = inventory.gpus[0].model.clone();
-    inventory.gpus[0].present = vec![slice(&model, Place { profile: HALF, start: 4 })];
+    let there = slice(&model, Place { profile: HALF, start: 4 });
+    inventory.gpus[0].present = vec![Present { slice: there, movable: false }];
     let requests = [request(0.0, 10.0, HALF, 1, 1), request(1.0, 10.0, 0, 1, 1)];
     for name in PLACERS.into_iter().chain([Name::Oracle]) {
         let outcome = go(name, Limits::default(), &inventory, &requests, Mode::Loss).0;
         assert_eq!(outcome.requests.some, 1, "{name}");
         assert!(outcome.levels.iter().any(|(_, used)| *used == 8), "{name}");
+    }
+}
+
+#[test]
+fn what_stays_makes_way_only_if_it_may_be_moved() {
+    let mut inventory = inventory(&[(a100(), 2)]);
+    let model = inventory.gpus[0].model.clone();
+    let requests = [request(0.0, 10.0, WHOLE, 1, 1)];
+    for movable in [false, true] {
+        for unit in &mut inventory.gpus {
+            let there = slice(&model, Place { profile: HALF, start: 4 });
+            unit.present = vec![Present { slice: there, movable }];
+        }
+        let limits = Limits { moves: 1, movable: 0.0, known_durations: false };
+        let (outcome, told) = go(Name::Slicegate, limits, &inventory, &requests, Mode::Loss);
+        assert_eq!((outcome.requests.some, outcome.moves), (u64::from(movable), u64::from(movable)));
+        assert!(told.iter().all(|(_, step)| step.moved == (step.owner.request == Owner::NOBODY)));
     }
 }
 
