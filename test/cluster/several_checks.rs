@@ -157,7 +157,7 @@ async fn a_check_without_its_policy_stops_its_own_queue_and_no_other() -> Result
         })
         .await?;
     assert!(message.contains("inactive AdmissionCheck(s): bad-policy"), "{message}");
-    assert!(active(name).await?.0, "the other queue goes on");
+    place.until("the other queue goes on", || async { Ok(active(name).await?.0) }).await?;
     let mut stopped = job(name, "stopped", 1, &[("1g.6gb", 1)], "0.2");
     stopped["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] = json!("bad");
     place.submit(&stopped).await?;

@@ -21,6 +21,24 @@ fn a_workload_larger_than_a_node_is_spread_over_several() {
 }
 
 #[test]
+fn of_two_models_that_offer_a_profile_the_one_that_can_form_less_beside_it_is_taken() {
+    let mut plain = a100();
+    plain.name = "NVIDIA with small slices only".into();
+    plain.profiles.retain(|profile| profile.name.as_str() == "1g.10gb");
+    // The name of the node decides nothing.
+    for plain_at in 0..2 {
+        let mut models = [a100(), a100()];
+        models[plain_at] = plain.clone();
+        let mut world = World::with_nodes(&[&models[..1], &models[1..]]);
+        world.submit("small", 7, &[("1g.10gb", 1)]);
+        world.submit("whole", 1, &[("7g.80gb", 1)]);
+        world.settle();
+        assert_eq!(world.claims("small"), claims(&[(&format!("n{plain_at}"), 7)]));
+        assert_eq!(world.state("whole"), CheckState::Ready);
+    }
+}
+
+#[test]
 fn what_does_not_fit_as_a_whole_takes_nothing() {
     let mut world = World::with_nodes(&[&[a30()], &[a30()]]);
     world.submit("other", 1, &[("1g.6gb", 1)]);
