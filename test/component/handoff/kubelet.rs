@@ -4,6 +4,7 @@ use std::sync::atomic::Ordering;
 
 use slicegate::api::mig_node::SliceState::{Idle, InUse};
 use slicegate_kubelet_api::checkpoint;
+use slicegate_kubelet_api::device_plugin::HEALTHY;
 
 use super::rig::{P1, R1, pod, starts};
 use super::{Rig, on_node};
@@ -82,6 +83,29 @@ fn a_stream_that_breaks_is_followed_again() {
             rig.kubelet.until("the devices to be healthy again", |k| k.healthy(R1).len() == 2).await;
         }
         as_before(&rig, &pod, start).await;
+    });
+}
+
+#[test]
+fn another_plugin_of_whose_devices_nothing_is_seen_does_not_keep_our_place() {
+    on_node(async |mut rig: Rig| {
+        let (pod, start) = in_use(&mut rig).await;
+        // What the kubelet shows stays the same; only Allocate would go to the other.
+        let shown = rig.kubelet.devices(R1);
+        let shown: Vec<(&str, bool)> =
+            shown.iter().map(|device| (&*device.id, device.health == HEALTHY)).collect();
+        let folder = rig.kubelet.device_plugins();
+        let other = Plugin::start(&folder, "other.sock", R1, &shown).await;
+        other.register(&folder).await.unwrap();
+        rig.kubelet
+            .until("ours to be registered after it", |k| {
+                let registrations = k.record().registrations;
+                let last = registrations.iter().rfind(|request| request.resource_name == R1);
+                last.is_some_and(|request| request.endpoint.starts_with("slicegate-"))
+            })
+            .await;
+        as_before(&rig, &pod, start).await;
+        other.kill().await;
     });
 }
 

@@ -4,7 +4,7 @@
 //! told counts, and Allocate goes to the other. When that one goes, its end disconnects the resource; our list is followed
 //! on, but no device is given any more (`devicemanager/manager.go`, PluginDisconnected). Either way it helps to register
 //! again, which costs nothing as long as no list ends. What a look here does not see, since our next list hides it, the
-//! registrar does when another plugin has gone.
+//! registrar does when another plugin has come or gone.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};

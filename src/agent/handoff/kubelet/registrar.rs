@@ -161,6 +161,7 @@ impl Registrar {
         }
         let mut others = those_served(&self.folder, others_in(&self.folder)).await;
         let mut next_check = Instant::now() + REST;
+        let mut has_come = false;
         let mut number = 0;
         loop {
             let fresh: Vec<_> =
@@ -202,6 +203,7 @@ impl Registrar {
                         let name = change.and_then(Result::ok).and_then(|change| change.name);
                         if let Some(name) = name.filter(is_anothers) {
                             others.insert(name);
+                            has_come = true;
                             next_check = next_check.min(Instant::now() + SOON);
                             // Nobody listens any more only when the agent ends.
                             let _ = self.messages.send(Message::Plugins).await;
@@ -210,8 +212,8 @@ impl Registrar {
                     () = sleep_until(next_check) => {
                         next_check = Instant::now() + REST;
                         let left = those_served(&self.folder, others.clone()).await;
-                        if left != others {
-                            info!("another plugin has gone; registering again, in case it had taken our place");
+                        if std::mem::take(&mut has_come) || left != others {
+                            info!("another plugin has come or gone; registering again, in case it has taken our place");
                             others = left;
                             for profile in served.keys() {
                                 self.register(&kubelet, profile).await?;
