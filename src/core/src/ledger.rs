@@ -49,6 +49,11 @@ struct Slot {
 }
 
 impl Slot {
+    /// A slice that is to be made.
+    fn new(slice: Slice, place: table::Place) -> Self {
+        let place = Some(place);
+        Self { slice, place, origin: Origin::Declared, observed: None, held: false, leaving: false }
+    }
     fn is(&self, state: SliceState) -> bool {
         self.observed.is_some_and(|(s, _)| s == state)
     }
@@ -650,15 +655,7 @@ impl Ledger {
         let size = model.profiles[place.profile].size;
         let slice = Slice { start: place.start, size, profile: profile.clone() };
         book.slots.retain(|slot| !(slot.yields() && model.check(&slice, [&slot.slice]).is_err()));
-        let place = Some(place);
-        book.slots.push(Slot {
-            slice,
-            place,
-            origin: Origin::Declared,
-            observed: None,
-            held: false,
-            leaving: false,
-        });
+        book.slots.push(Slot::new(slice, place));
         Some((displaced, cost))
     }
 

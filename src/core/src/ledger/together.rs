@@ -398,15 +398,7 @@ impl GpuBook {
             }
             let entry = &model.profiles[place.profile];
             let slice = Slice { start: place.start, size: entry.size, profile: entry.name.clone() };
-            let place = Some(place);
-            slots.push(Slot {
-                slice,
-                place,
-                origin: Origin::Declared,
-                observed: None,
-                held: false,
-                leaving: false,
-            });
+            slots.push(Slot::new(slice, place));
             total.created += 1;
         }
         for slot in rest {

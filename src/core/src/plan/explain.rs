@@ -65,13 +65,7 @@ pub fn explain(
     let workload = world.workloads.get(workload)?;
     let reservation = workload.open()?;
     let mut pass = Pass::open(now, world, limits);
-    pass.inherit();
-    pass.release();
-    pass.follow_relocations();
-    pass.give_back_surplus();
-    pass.mend();
-    pass.tidy_kept_room();
-    pass.claim_other_places();
+    pass.put_in_order();
     // Its own room is not kept from itself.
     pass.lift(|hold| hold.workload.uid == workload.key.uid);
     let pod_sets = match &reservation.demand {

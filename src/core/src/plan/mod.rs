@@ -254,14 +254,7 @@ pub struct Plan {
 /// Decides what to do next.
 pub fn plan(now: Timestamp, world: &Snapshot, limits: &Limits) -> Plan {
     let mut pass = Pass::open(now, world, limits);
-    pass.inherit();
-    pass.take_over_own();
-    pass.release();
-    pass.follow_relocations();
-    pass.give_back_surplus();
-    pass.mend();
-    pass.tidy_kept_room();
-    pass.claim_other_places();
+    pass.put_in_order();
     pass.admit();
     pass.steer();
     pass.attend_to_holders();
@@ -378,6 +371,18 @@ impl<'a> Pass<'a> {
             pass.lagging_since = pass.lagging_since.into_iter().chain(mig.lagging_since).min();
         }
         pass
+    }
+
+    /// Settles what has been given, before anybody is given anything new.
+    fn put_in_order(&mut self) {
+        self.inherit();
+        self.take_over_own();
+        self.release();
+        self.follow_relocations();
+        self.give_back_surplus();
+        self.mend();
+        self.tidy_kept_room();
+        self.claim_other_places();
     }
 
     /// Notes that a workload has a claim on a node.
