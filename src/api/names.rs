@@ -12,7 +12,7 @@ pub const GATE_NAME: &str = "gate.slicegate.dev";
 pub const WORKLOAD_LABEL: &str = "slicegate.dev/workload";
 /// Annotation with which the owner of a pod allows, by `true`, that it is evicted so that another workload finds room in one
 /// piece: the pod that its controller makes instead gets slices elsewhere. It belongs on the pod template.
-pub const RELOCATABLE: &str = "slicegate.dev/relocatable";
+pub const RELOCATABLE: &str = slicegate_core::plan::RELOCATABLE;
 /// Annotation with which the controller marks each MIGNode: its version. An agent whose own is further from it than an update
 /// goes says so in a condition.
 pub const CONTROLLER_VERSION: &str = "slicegate.dev/controller-version";

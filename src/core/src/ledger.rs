@@ -403,13 +403,7 @@ impl Ledger {
     }
 
     fn enter_claim(&mut self, claim: Claim) {
-        let existing = self.claims.iter_mut().find(|c| {
-            c.workload.uid == claim.workload.uid
-                && c.attempt == claim.attempt
-                && c.pod_set == claim.pod_set
-                && c.profile == claim.profile
-        });
-        match existing {
+        match self.claims.iter_mut().find(|c| c.is_for_the_same(&claim)) {
             Some(existing) => {
                 existing.slices += claim.slices;
                 existing.pods += claim.pods;

@@ -78,13 +78,7 @@ impl MigNode {
             if !self.busy {
                 return Some(claim.clone());
             }
-            let same = |c: &&Claim| {
-                c.workload.uid == claim.workload.uid
-                    && c.attempt == claim.attempt
-                    && c.pod_set == claim.pod_set
-                    && c.profile == claim.profile
-            };
-            let left = self.spec.claims.iter().find(same)?;
+            let left = self.spec.claims.iter().find(|c| c.is_for_the_same(claim))?;
             let (slices, pods) = (claim.slices.min(left.slices), claim.pods.min(left.pods));
             Some(Claim { slices, pods, ..claim.clone() })
         })
@@ -188,6 +182,16 @@ pub struct Claim {
     pub pods: u32,
 }
 
+impl Claim {
+    /// Whether another claim differs from this one in nothing but how much it is for.
+    pub fn is_for_the_same(&self, other: &Self) -> bool {
+        self.workload.uid == other.workload.uid
+            && self.attempt == other.attempt
+            && self.pod_set == other.pod_set
+            && self.profile == other.profile
+    }
+}
+
 /// How many holds a MIGNode may have at most.
 pub const MAX_HOLDS: usize = 64;
 
@@ -237,14 +241,8 @@ impl Hold {
 impl NodeSpec {
     /// How the claims that `before` did not have are served: how many slices were there already, and how many are to be made.
     pub fn served_since(&self, before: &Self) -> (u32, u32) {
-        let same = |a: &Claim, b: &Claim| {
-            a.workload.uid == b.workload.uid
-                && a.attempt == b.attempt
-                && a.pod_set == b.pod_set
-                && a.profile == b.profile
-        };
         let more = |claim: &Claim| {
-            let known = before.claims.iter().find(|other| same(claim, other)).map_or(0, |other| other.slices);
+            let known = before.claims.iter().find(|c| c.is_for_the_same(claim)).map_or(0, |c| c.slices);
             claim.slices.saturating_sub(known)
         };
         let is_new = |(gpu, slice): &(&GpuUuid, &Slice)| {

@@ -353,8 +353,8 @@ impl Pass<'_> {
             let confirmed =
                 self.world.nodes.get(name).and_then(|n| n.mig.as_ref()).map(|m| &m.confirmed.claims);
             for claim in book.claims().iter().filter(theirs) {
-                let same = |c: &&Claim| theirs(c) && c.pod_set == claim.pod_set && c.profile == claim.profile;
-                let before = confirmed.into_iter().flatten().find(same).map_or(0, |c| c.slices);
+                let before = confirmed.into_iter().flatten().find(|c| c.is_for_the_same(claim));
+                let before = before.map_or(0, |c| c.slices);
                 let more = claim.slices.saturating_sub(before);
                 *promised.slices.entry((name.clone(), claim.profile.clone())).or_default() += more;
             }

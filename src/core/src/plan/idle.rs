@@ -25,7 +25,7 @@ struct Idle {
     retention: Duration,
 }
 
-impl Pass<'_> {
+impl<'a> Pass<'a> {
     /// Lets go of slices that are not worth keeping.
     pub(super) fn let_idle_go(&mut self) {
         for (profile, mut idle) in self.unclaimed() {
@@ -67,11 +67,8 @@ impl Pass<'_> {
     }
 
     /// The longest time that a policy which applies to a node grants to slices without a claim. Where none does, the default.
-    fn retention(&self, node: Option<&Node>) -> Duration {
-        let host = node.and_then(|node| Some((node.name.as_str(), node.host.as_ref()?)));
-        let policies = self.world.policies.iter().flatten();
-        let applies =
-            policies.filter(|p| host.is_some_and(|(name, host)| p.nodes.select(name, &host.traits)));
-        applies.map(|p| p.idle_retention).max().unwrap_or(self.limits.idle_retention)
+    fn retention(&self, node: Option<&'a Node>) -> Duration {
+        let policies = node.into_iter().flat_map(|node| self.policies_of(node));
+        policies.map(|policy| policy.idle_retention).max().unwrap_or(self.limits.idle_retention)
     }
 }

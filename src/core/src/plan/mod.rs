@@ -44,6 +44,7 @@ pub use explain::{Explanation, NodeView, PodSetView, explain};
 use look_ahead::LookAhead;
 pub use notice::{Matter, Notice, Place, Subject};
 use offers::Offers;
+pub use relocate::RELOCATABLE;
 pub use shortage::Cause;
 
 /// What the plan takes for granted.
@@ -429,10 +430,17 @@ impl<'a> Pass<'a> {
 
     /// Whether new slices of one profile are spread over a node's GPUs: as soon as one policy that applies there wants it. Who
     /// needs them apart cannot do with them together, while who does not care loses only room.
-    fn spreads(&self, node: &Node) -> bool {
-        let Some(host) = &node.host else { return false };
-        let policies = self.world.policies.iter().flatten();
-        policies.into_iter().any(|p| p.spread && p.nodes.select(node.name.as_str(), &host.traits))
+    fn spreads(&self, node: &'a Node) -> bool {
+        self.policies_of(node).any(|policy| policy.spread)
+    }
+
+    /// The policies that apply to a node.
+    fn policies_of(&self, node: &'a Node) -> impl Iterator<Item = &'a Policy> {
+        let host = node.host.as_ref();
+        let applies = move |policy: &&Policy| {
+            host.is_some_and(|host| policy.nodes.select(node.name.as_str(), &host.traits))
+        };
+        self.world.policies.iter().flatten().filter(applies)
     }
 
     /// Charges a book for the pods of a pod set that have a claim there and are not bound yet.

@@ -24,7 +24,7 @@ use crate::time::Timestamp;
 use crate::workload::{CheckState, PodSetDemand, Reservation, Workload};
 
 /// The annotation with which the owner of pods allows it.
-const RELOCATABLE: &str = "slicegate.dev/relocatable";
+pub const RELOCATABLE: &str = "slicegate.dev/relocatable";
 /// Sets of pods that are tried for one workload in one pass.
 const TRIED: usize = 256;
 

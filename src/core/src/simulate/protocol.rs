@@ -147,9 +147,14 @@ fn column(seeds: &[Vec<Figures>], variant: usize, figure: impl Fn(&Figures) -> f
 }
 
 fn row(text: &mut String, label: &str, cells: impl Iterator<Item = String>) {
+    line(text, label, 24, cells);
+}
+
+/// A line of a table, whose cells are so many characters wide.
+fn line(text: &mut String, label: &str, width: usize, cells: impl Iterator<Item = String>) {
     let _ = write!(text, "{label:<34}");
     for cell in cells {
-        let _ = write!(text, "{cell:>24}");
+        let _ = write!(text, "{cell:>width$}");
     }
     text.push('\n');
 }
@@ -266,27 +271,21 @@ pub fn queue_tables(seeds: &[Vec<QueueFigures>]) -> String {
     let mut text = String::from(
         "Queue, 8 H100, load 1.4, 500 requests (1g 35, 2g 25, 3g 25, 7g 5), lognormal durations: waits in seconds\n",
     );
-    let line = |text: &mut String, label: &str, cells: Vec<String>| {
-        let _ = write!(text, "{label:<34}");
-        for cell in cells {
-            let _ = write!(text, "{cell:>14}");
-        }
-        text.push('\n');
-    };
-    let names = || COLUMNS.iter().map(|(name, _)| (*name).to_owned()).collect();
+    let names = || COLUMNS.iter().map(|(name, _)| (*name).to_owned());
     let values = |variant: usize, figure: fn(&QueueFigures) -> f64| -> Vec<f64> {
         seeds.iter().map(|variants| figure(&variants[variant])).collect()
     };
-    line(&mut text, "", names());
+    line(&mut text, "", 14, names());
     for (variant, of) in QUEUED.iter().enumerate() {
         line(
             &mut text,
             of.label,
-            COLUMNS.iter().map(|(_, figure)| format!("{:.0}", mean(&values(variant, *figure)))).collect(),
+            14,
+            COLUMNS.iter().map(|(_, figure)| format!("{:.0}", mean(&values(variant, *figure)))),
         );
     }
     text.push_str("\nAgainst others, seed by seed, ± 95 % confidence\n");
-    line(&mut text, "", names());
+    line(&mut text, "", 14, names());
     for (variant, of) in QUEUED.iter().enumerate().skip(3) {
         for other in [0, 1] {
             let label = format!("{} − {}", of.label.replace("slicegate, ", ""), short(other + 1));
@@ -294,7 +293,7 @@ pub fn queue_tables(seeds: &[Vec<QueueFigures>]) -> String {
                 let difference = Estimate::paired(&values(variant, *figure), &values(other, *figure));
                 format!("{:+.0} ±{:.0}", difference.mean, difference.half_width)
             };
-            line(&mut text, &label, COLUMNS.iter().map(cell).collect());
+            line(&mut text, &label, 14, COLUMNS.iter().map(cell));
         }
     }
     text
