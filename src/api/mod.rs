@@ -19,6 +19,7 @@
 
 pub mod convert;
 pub mod crds;
+pub mod gpu_memory;
 pub mod kueue;
 pub mod mig_node;
 pub mod names;

@@ -49,6 +49,12 @@ pub const PROVISIONING_CONTROLLER: &str = "kueue.x-k8s.io/provisioning-request";
 pub const KUEUE_GATE: &str = "kueue.x-k8s.io/admission";
 /// The resource that counts GPU memory over all profiles, in GiB as the profiles' names say.
 pub const GPU_MEMORY: &str = "slicegate.dev/gpu-memory";
+/// Label of namespaces, with the value `enabled`, whose pods are given that resource for the profiles that they ask for.
+pub const GPU_MEMORY_QUOTA_LABEL: &str = "slicegate.dev/gpu-memory-quota";
+/// InstaSlice's label of such namespaces, with the value `true` (its `docs/instaslice_kube_quota_int.md`).
+pub const INSTASLICE_LABEL: &str = "instaslice.redhat.com/enable-mutation";
+/// InstaSlice's resource for the same, in bytes: a GiB is `1Gi` of it.
+pub const INSTASLICE_MEMORY: &str = "instaslice.redhat.com/accelerator-memory-quota";
 
 #[cfg(test)]
 mod tests {
