@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::{PodTemplateSpec, Taint, Toleration};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::{CustomResource, KubeSchema};
 use serde::{Deserialize, Serialize};
@@ -213,12 +214,15 @@ pub struct ResourceFlavorSpec {
 
 /// The part of `ClusterQueue.spec` that says what it lends and under which checks.
 #[derive(CustomResource, KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[kube(group = "kueue.x-k8s.io", version = "v1beta2", kind = "ClusterQueue")]
+#[kube(group = "kueue.x-k8s.io", version = "v1beta2", kind = "ClusterQueue", status = "ClusterQueueStatus")]
 #[serde(rename_all = "camelCase")]
 pub struct ClusterQueueSpec {
     /// What it lends.
     #[serde(default)]
     pub resource_groups: Vec<ResourceGroup>,
+    /// The Cohort with whose members it shares what it does not use.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cohort_name: Option<String>,
     /// Its AdmissionChecks.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub admission_checks_strategy: Option<AdmissionChecksStrategy>,
@@ -242,6 +246,120 @@ pub struct ResourceGroup {
 pub struct FlavorQuotas {
     /// The ResourceFlavor.
     pub name: String,
+    /// How much of each resource.
+    #[serde(default)]
+    pub resources: Vec<ResourceQuota>,
+}
+
+/// `ClusterQueue.spec.resourceGroups[].flavors[].resources[]`.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ResourceQuota {
+    /// The resource.
+    pub name: String,
+    /// What its workloads may always have.
+    #[serde(default = "zero")]
+    pub nominal_quota: Quantity,
+    /// How much more they may borrow; without it, all that the cohort has to spare.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub borrowing_limit: Option<Quantity>,
+    /// How much of what they do not use others may borrow; without it, all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lending_limit: Option<Quantity>,
+}
+
+fn zero() -> Quantity {
+    Quantity("0".to_owned())
+}
+
+/// The part of `ClusterQueue.status` that says what is used.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ClusterQueueStatus {
+    /// What workloads with quota have, admitted or not.
+    #[serde(default)]
+    pub flavors_reservation: Vec<FlavorUsage>,
+    /// What admitted workloads have.
+    #[serde(default)]
+    pub flavors_usage: Vec<FlavorUsage>,
+    /// Workloads without quota.
+    #[serde(default)]
+    pub pending_workloads: i32,
+    /// Workloads with quota.
+    #[serde(default)]
+    pub reserving_workloads: i32,
+    /// Of them, those that are admitted.
+    #[serde(default)]
+    pub admitted_workloads: i32,
+}
+
+/// `ClusterQueue.status.flavorsUsage[]` and `flavorsReservation[]`, and those of a LocalQueue.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct FlavorUsage {
+    /// The ResourceFlavor.
+    pub name: String,
+    /// How much of each resource.
+    #[serde(default)]
+    pub resources: Vec<ResourceUsage>,
+}
+
+/// `FlavorUsage.resources[]`.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ResourceUsage {
+    /// The resource.
+    pub name: String,
+    /// All of it.
+    #[serde(default = "zero")]
+    pub total: Quantity,
+    /// Of it, what is borrowed from the cohort. A LocalQueue does not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub borrowed: Option<Quantity>,
+}
+
+/// The part of `LocalQueue.spec` that says whose quota it uses.
+#[derive(CustomResource, KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[kube(
+    group = "kueue.x-k8s.io",
+    version = "v1beta2",
+    kind = "LocalQueue",
+    namespaced,
+    status = "LocalQueueStatus"
+)]
+#[serde(rename_all = "camelCase")]
+pub struct LocalQueueSpec {
+    /// The ClusterQueue.
+    #[serde(default)]
+    pub cluster_queue: String,
+}
+
+/// The part of `LocalQueue.status` that says what is used.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LocalQueueStatus {
+    /// What its workloads with quota have, admitted or not.
+    #[serde(default)]
+    pub flavors_reservation: Vec<FlavorUsage>,
+    /// What its admitted workloads have.
+    #[serde(default)]
+    pub flavors_usage: Vec<FlavorUsage>,
+    /// Workloads without quota.
+    #[serde(default)]
+    pub pending_workloads: i32,
+}
+
+/// The part of `Cohort.spec` that says what its members share.
+#[derive(CustomResource, KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[kube(group = "kueue.x-k8s.io", version = "v1beta2", kind = "Cohort")]
+#[serde(rename_all = "camelCase")]
+pub struct CohortSpec {
+    /// The Cohort that it is a part of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parent_name: Option<String>,
+    /// What it lends beside what its members bring.
+    #[serde(default)]
+    pub resource_groups: Vec<ResourceGroup>,
 }
 
 /// `ClusterQueue.spec.admissionChecksStrategy`.

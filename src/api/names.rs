@@ -40,6 +40,12 @@ pub const HOSTNAME_LABEL: &str = "kubernetes.io/hostname";
 pub const POD_SET_LABEL: &str = "kueue.x-k8s.io/podset";
 /// Label by which a job or pod names its LocalQueue.
 pub const QUEUE_LABEL: &str = "kueue.x-k8s.io/queue-name";
+/// Label, or with a feature gate annotation, by which pods of a group name it and so their Workload (`pkg/controller/jobs/pod`,
+/// `GroupNameLabel`).
+pub const POD_GROUP: &str = "kueue.x-k8s.io/pod-group-name";
+/// Label or annotation by which pods name a Workload that was made before them (`pkg/controller/constants`,
+/// `PrebuiltWorkloadLabel`).
+pub const PREBUILT_WORKLOAD: &str = "kueue.x-k8s.io/prebuilt-workload-name";
 /// Annotation of a Workload that takes over from another, whose `namespace/name` it gives (`pkg/workloadslicing`,
 /// `WorkloadSliceReplacementFor`).
 pub const REPLACEMENT_FOR: &str = "kueue.x-k8s.io/workload-slice-replacement-for";

@@ -17,6 +17,12 @@ pub async fn read(client: &Client, now: Timestamp) -> Result<(Index, Vec<kueue::
     take_in(Update::Policy(Change::Reset(list(client).await?)));
     take_in(Update::Flavor(Change::Reset(list(client).await?)));
     take_in(Update::Queue(Change::Reset(list(client).await?)));
+    take_in(Update::LocalQueue(Change::Reset(list(client).await?)));
+    take_in(Update::Cohort(Change::Reset(list(client).await?)));
+    take_in(Update::Quota(Change::Reset(list(client).await?)));
+    take_in(Update::LimitRange(Change::Reset(list(client).await?)));
+    take_in(Update::Namespace(Change::Reset(list(client).await?)));
+    take_in(Update::PriorityClass(Change::Reset(list(client).await?)));
     take_in(Update::Node(Change::Reset(list(client).await?)));
     take_in(Update::MigNode(Change::Reset(list(client).await?)));
     // Last, so that no claim is without its workload, and no pod without its claim.

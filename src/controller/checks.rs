@@ -261,7 +261,10 @@ mod tests {
         let flavors: Flavors = flavors.into_iter().map(|(name, t)| (name.to_owned(), flavor(t))).collect();
         let lends = |names: &[&str], on_flavors: &[&str]| kueue::ClusterQueueSpec {
             resource_groups: vec![kueue::ResourceGroup {
-                flavors: names.iter().map(|n| kueue::FlavorQuotas { name: (*n).to_owned() }).collect(),
+                flavors: names
+                    .iter()
+                    .map(|n| kueue::FlavorQuotas { name: (*n).to_owned(), ..Default::default() })
+                    .collect(),
                 ..kueue::ResourceGroup::default()
             }],
             admission_checks_strategy: Some(kueue::AdmissionChecksStrategy {
@@ -270,6 +273,7 @@ mod tests {
                     on_flavors: on_flavors.iter().map(|n| (*n).to_owned()).collect(),
                 }],
             }),
+            ..kueue::ClusterQueueSpec::default()
         };
         let mut queues = Queues::new();
         queues.insert("careful".to_owned(), lends(&["plain", "elsewhere"], &["plain"]));

@@ -7,7 +7,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::{Node, Pod};
+use k8s_openapi::api::core::v1::{LimitRange, Namespace, Node, Pod, ResourceQuota};
+use k8s_openapi::api::scheduling::v1::PriorityClass;
 use kube::{Resource, ResourceExt};
 use slicegate_core::engine::learn::Learner;
 use slicegate_core::id::{Attempt, NodeName, PodSetName, PodUid, WorkloadKey, WorkloadUid};
@@ -19,10 +20,11 @@ use slicegate_core::workload::{CheckState, Demand, Reservation, Workload};
 
 use super::checks::{self, Book};
 use super::gate::presence::Presence;
+use super::quotas::{self, Budgets, Tallied, Tallies};
 use super::takeover::Exposed;
 use super::writer::CheckEntry;
 use crate::api::convert::workload::Surroundings;
-use crate::api::convert::{mig, node as host, now, pod, time, timestamp, workload};
+use crate::api::convert::{mig, node as host, now, pod, quota, time, timestamp, workload};
 use crate::api::{MIGNode, SlicePolicy, kueue, names};
 
 /// A change of one kind of object.
@@ -56,12 +58,24 @@ pub enum Update {
     Flavor(Change<kueue::ResourceFlavor>),
     /// A ClusterQueue.
     Queue(Change<kueue::ClusterQueue>),
+    /// A LocalQueue.
+    LocalQueue(Change<kueue::LocalQueue>),
+    /// A Cohort.
+    Cohort(Change<kueue::Cohort>),
+    /// A ResourceQuota.
+    Quota(Change<ResourceQuota>),
+    /// A LimitRange.
+    LimitRange(Change<LimitRange>),
+    /// A Namespace.
+    Namespace(Change<Namespace>),
+    /// A PriorityClass.
+    PriorityClass(Change<PriorityClass>),
     /// Whether pods are gated.
     Gate(Presence),
 }
 
 /// Kinds of which nothing may be decided before the first complete list has come; and the gate, which may be of several.
-const KINDS: [&str; 9] = [
+const KINDS: [&str; 15] = [
     "Node",
     "MIGNode",
     "Pod",
@@ -70,6 +84,12 @@ const KINDS: [&str; 9] = [
     "SlicePolicy",
     "ResourceFlavor",
     "ClusterQueue",
+    "LocalQueue",
+    "Cohort",
+    "ResourceQuota",
+    "LimitRange",
+    "Namespace",
+    "PriorityClass",
     "gate",
 ];
 
@@ -91,6 +111,8 @@ struct PodEntry {
     requests: Resources,
     /// The host that its node selector names.
     hostname: Option<String>,
+    /// How it counts against the quotas of its namespace.
+    tallied: Option<Tallied>,
 }
 
 struct MigEntry {
@@ -123,6 +145,8 @@ pub struct Index {
     workloads: BTreeMap<WorkloadUid, Arc<kueue::Workload>>,
     flavors: workload::Flavors,
     queues: workload::Queues,
+    budgets: Budgets,
+    tallies: Tallies,
     checks: Book,
     synced: BTreeSet<&'static str>,
     /// Pods that were deleted of late.
@@ -150,6 +174,26 @@ impl Index {
     /// The kinds of which no complete list has been seen.
     pub fn waiting_for(&self) -> Vec<&'static str> {
         KINDS.into_iter().filter(|kind| !self.synced.contains(kind)).collect()
+    }
+
+    /// What Kueue lends to whom.
+    pub fn budgets(&self) -> &Budgets {
+        &self.budgets
+    }
+
+    /// All Workloads as they were read last, ours or not.
+    pub fn workloads(&self) -> impl Iterator<Item = &kueue::Workload> {
+        self.workloads.values().map(|workload| &**workload)
+    }
+
+    /// The ResourceFlavors.
+    pub fn flavors(&self) -> &workload::Flavors {
+        &self.flavors
+    }
+
+    /// What is known of namespaces beside their quotas.
+    pub fn tallies(&self) -> &Tallies {
+        &self.tallies
     }
 
     /// The AdmissionChecks and SlicePolicies.
@@ -248,16 +292,83 @@ impl Index {
                     "ClusterQueue",
                     change,
                     |s, q| {
-                        s.queues.insert(q.name_any(), q.spec);
+                        s.queues.insert(q.name_any(), q.spec.clone());
+                        s.budgets.cluster_queues.insert(q.name_any(), q);
                     },
                     |s, q| {
                         s.queues.remove(&q.name_any());
+                        s.budgets.cluster_queues.remove(&q.name_any());
                     },
                 );
                 // Kueue counts in its status all the time.
                 if self.queues != before {
                     self.convert_workloads();
                 }
+            }
+            Update::LocalQueue(change) => self.spread(
+                "LocalQueue",
+                change,
+                |s, q| {
+                    s.budgets.local_queues.insert(quotas::key(&q), q);
+                },
+                |s, q| {
+                    s.budgets.local_queues.remove(&quotas::key(q));
+                },
+            ),
+            Update::Cohort(change) => self.spread(
+                "Cohort",
+                change,
+                |s, c| {
+                    s.budgets.cohorts.insert(c.name_any(), c);
+                },
+                |s, c| {
+                    s.budgets.cohorts.remove(&c.name_any());
+                },
+            ),
+            Update::Quota(change) => self.spread(
+                "ResourceQuota",
+                change,
+                |s, q| {
+                    if quotas::set_quota(&mut s.snapshot.namespaces, &q) {
+                        s.convert_jobs(q.namespace().as_deref());
+                    }
+                },
+                |s, q| {
+                    let (namespace, name) = quotas::key(q);
+                    quotas::forget_quota(&mut s.snapshot.namespaces, &namespace, &name);
+                },
+            ),
+            Update::LimitRange(change) => {
+                let namespace = match &change {
+                    Change::Apply(range) | Change::Delete(range) => range.namespace(),
+                    Change::Reset(_) => None,
+                };
+                self.spread(
+                    "LimitRange",
+                    change,
+                    |s, range| s.tallies.set_limit_range(range),
+                    |s, range| s.tallies.forget_limit_range(range),
+                );
+                self.convert_jobs(namespace.as_deref());
+            }
+            Update::Namespace(change) => self.spread(
+                "Namespace",
+                change,
+                |s, namespace| {
+                    if s.tallies.set_namespace(&namespace) {
+                        s.convert_jobs(Some(&namespace.name_any()));
+                    }
+                },
+                |s, namespace| s.tallies.forget_namespace(&namespace.name_any()),
+            ),
+            Update::PriorityClass(change) => {
+                self.spread(
+                    "PriorityClass",
+                    change,
+                    |s, class| s.tallies.set_priority_class(&class),
+                    |s, class| s.tallies.forget_priority_class(class),
+                );
+                self.convert_jobs(None);
             }
         }
     }
@@ -277,6 +388,7 @@ impl Index {
                     kind,
                     &objects.iter().map(uid_of).collect(),
                     &objects.iter().map(ResourceExt::name_any).collect(),
+                    &objects.iter().map(quotas::key).collect(),
                 );
                 for object in objects {
                     set(self, object);
@@ -287,7 +399,13 @@ impl Index {
     }
 
     /// Forgets what a complete list no longer has.
-    fn clear(&mut self, kind: &str, uids: &BTreeSet<String>, names: &BTreeSet<String>) {
+    fn clear(
+        &mut self,
+        kind: &str,
+        uids: &BTreeSet<String>,
+        names: &BTreeSet<String>,
+        keys: &BTreeSet<(String, String)>,
+    ) {
         let gone = |name: &NodeName| !names.contains(name.as_str());
         match kind {
             "Node" => {
@@ -317,7 +435,22 @@ impl Index {
             "AdmissionCheck" => self.checks.retain_checks(names),
             "SlicePolicy" => self.checks.retain_policies(names),
             "ResourceFlavor" => self.flavors.retain(|name, _| names.contains(name)),
-            _ => self.queues.retain(|name, _| names.contains(name)),
+            "LocalQueue" => self.budgets.local_queues.retain(|key, _| keys.contains(key)),
+            "Cohort" => self.budgets.cohorts.retain(|name, _| names.contains(name)),
+            "ResourceQuota" => {
+                let known = quotas::quotas(&self.snapshot.namespaces);
+                let gone = known.filter(|(ns, name)| !keys.contains(&(ns.to_string(), name.to_string())));
+                for (namespace, name) in gone.collect::<Vec<_>>() {
+                    quotas::forget_quota(&mut self.snapshot.namespaces, &namespace, &name);
+                }
+            }
+            "LimitRange" => self.tallies.retain_limit_ranges(keys),
+            "Namespace" => self.tallies.retain_namespaces(names),
+            "PriorityClass" => self.tallies.retain_priority_classes(names),
+            _ => {
+                self.queues.retain(|name, _| names.contains(name));
+                self.budgets.cluster_queues.retain(|name, _| names.contains(name));
+            }
         }
     }
 
@@ -414,8 +547,12 @@ impl Index {
         let node = object.spec.as_ref().and_then(|s| s.node_name.clone()).map(NodeName::from);
         let owner = seen.as_ref().and_then(|p| p.workload.clone().zip(p.pod_set.clone()));
         let hostname = seen.as_ref().and_then(|p| p.pinned.clone());
-        let entry =
-            PodEntry { version: version(object), node: node.filter(|_| !over), owner, requests, hostname };
+        let tallied = self.tallies.tallied(object);
+        if let Some(tallied) = &tallied {
+            quotas::count(&mut self.snapshot.namespaces, &uid, tallied);
+        }
+        let node = node.filter(|_| !over);
+        let entry = PodEntry { version: version(object), node, owner, requests, hostname, tallied };
         self.tally(&entry, 1);
         match seen {
             Some(mut pod) => {
@@ -449,6 +586,9 @@ impl Index {
     fn forget_pod_entry(&mut self, uid: &PodUid) {
         if let Some(entry) = self.pods.remove(uid) {
             self.tally(&entry, -1);
+            if let Some(tallied) = &entry.tallied {
+                quotas::discount(&mut self.snapshot.namespaces, uid, tallied);
+            }
         }
     }
 
@@ -480,7 +620,9 @@ impl Index {
     }
 
     fn forget_workload(&mut self, uid: &WorkloadUid) {
-        self.workloads.remove(uid);
+        if let Some(namespace) = self.workloads.remove(uid).and_then(|workload| workload.namespace()) {
+            quotas::set_job(&mut self.snapshot.namespaces, &namespace, uid, None);
+        }
         self.learned.remove(uid);
         self.snapshot.workloads.remove(uid);
     }
@@ -510,6 +652,27 @@ impl Index {
                 self.snapshot.workloads.remove(uid);
             }
         }
+        self.convert_job(uid);
+    }
+
+    /// Says anew what of the workloads of a namespace, or of all, is held against quotas.
+    fn convert_jobs(&mut self, namespace: Option<&str>) {
+        let there = |w: &kueue::Workload| namespace.is_none() || w.metadata.namespace.as_deref() == namespace;
+        let uids = self.workloads.iter().filter(|(_, w)| there(w)).map(|(uid, _)| uid.clone());
+        for uid in uids.collect::<Vec<_>>() {
+            self.convert_job(&uid);
+        }
+    }
+
+    fn convert_job(&mut self, uid: &WorkloadUid) {
+        let Some(workload) = self.workloads.get(uid) else { return };
+        let Some(name) = workload.namespace() else { return };
+        if self.snapshot.namespaces.get(&*name).is_none_or(|namespace| namespace.quotas.is_empty()) {
+            return;
+        }
+        let ours = self.checks.policies().keys().map(String::as_str).collect();
+        let job = quota::job(workload, &ours, &self.tallies.defaults(&name));
+        quotas::set_job(&mut self.snapshot.namespaces, &name, uid, job);
     }
 
     /// Learns what is asked for from a workload when it is first given quota, so that one that is queued again and again counts

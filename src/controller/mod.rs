@@ -11,6 +11,7 @@ pub mod checks;
 pub mod gate;
 pub mod index;
 mod metrics;
+pub mod quotas;
 mod takeover;
 mod watches;
 pub mod writer;
@@ -21,7 +22,8 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use k8s_openapi::api::core::v1::{Node, Pod};
+use k8s_openapi::api::core::v1::{LimitRange, Namespace, Node, Pod, ResourceQuota};
+use k8s_openapi::api::scheduling::v1::PriorityClass;
 use kube::{Api, Client};
 use slicegate_core::id::{Attempt, NodeName, PodUid, WorkloadKey, WorkloadUid};
 use slicegate_core::node::NodeSpec;
@@ -198,7 +200,9 @@ async fn check_served(client: &Client) -> Result<(), Error> {
     served::<kueue::Workload>(client, &probe, KUEUE).await?;
     served::<kueue::AdmissionCheck>(client, &probe, KUEUE).await?;
     served::<kueue::ResourceFlavor>(client, &probe, KUEUE).await?;
-    served::<kueue::ClusterQueue>(client, &probe, KUEUE).await
+    served::<kueue::ClusterQueue>(client, &probe, KUEUE).await?;
+    served::<kueue::LocalQueue>(client, &probe, KUEUE).await?;
+    served::<kueue::Cohort>(client, &probe, KUEUE).await
 }
 
 async fn served<K>(client: &Client, probe: &kube::api::ListParams, advice: &'static str) -> Result<(), Error>
@@ -229,6 +233,12 @@ async fn follow_all(client: Client, gate_webhook: bool, updates: mpsc::Sender<Up
         () = follow::<kueue::ResourceFlavor>(c(), Update::Flavor, u()) => "ResourceFlavors",
         () = gate::presence::follow(c(), gate_webhook, u()) => "the gate",
         () = follow::<kueue::ClusterQueue>(c(), Update::Queue, u()) => "ClusterQueues",
+        () = follow::<kueue::LocalQueue>(c(), Update::LocalQueue, u()) => "LocalQueues",
+        () = follow::<kueue::Cohort>(c(), Update::Cohort, u()) => "Cohorts",
+        () = follow::<ResourceQuota>(c(), Update::Quota, u()) => "ResourceQuotas",
+        () = follow::<LimitRange>(c(), Update::LimitRange, u()) => "LimitRanges",
+        () = follow::<Namespace>(c(), Update::Namespace, u()) => "Namespaces",
+        () = follow::<PriorityClass>(c(), Update::PriorityClass, u()) => "PriorityClasses",
     }
 }
 

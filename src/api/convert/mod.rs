@@ -3,6 +3,7 @@
 pub mod mig;
 pub mod node;
 pub mod pod;
+pub mod quota;
 pub mod workload;
 
 use std::sync::Arc;

@@ -152,14 +152,9 @@ fn demand(
             Err(error) => return Demand::Invalid(format!("Pod set {}: {error}", pod_set.name)),
         };
         let assignment = admission.pod_set_assignments.iter().find(|a| a.name == pod_set.name);
-        // Fewer than asked for when admission was partial, fewer than admitted when the job has been scaled down since: to none,
-        // perhaps, and then it has everything to give back.
-        let given = assignment.and_then(|a| a.count).unwrap_or(pod_set.count);
-        if slices.is_empty() || given <= 0 {
+        if slices.is_empty() || assignment.and_then(|a| a.count).unwrap_or(pod_set.count) <= 0 {
             continue;
         }
-        let admitted = given.min(pod_set.count);
-        let done = status.reclaimable_pods.iter().find(|r| r.name == pod_set.name).map_or(0, |r| r.count);
         let assigned: BTreeSet<&String> = assignment.iter().flat_map(|a| a.flavors.values()).collect();
         let mut constraints = constraints(&spec);
         for name in &assigned {
@@ -183,7 +178,7 @@ fn demand(
         let names = assigned.iter().map(|n| n.as_str()).collect::<Vec<_>>().join(", ");
         pod_sets.push(PodSetDemand {
             name: PodSetName::from(pod_set.name.as_str()),
-            pods: u32::try_from(admitted.saturating_sub(done)).unwrap_or(0),
+            pods: pods_of(pod_set, status, admission),
             slices,
             requests,
             constraints,
@@ -196,6 +191,19 @@ fn demand(
         });
     }
     Demand::Slices(pod_sets)
+}
+
+/// How many pods of a pod set may still run. Fewer than asked for when admission was partial, fewer than admitted when the job
+/// has been scaled down since: to none, perhaps, and then it has everything to give back.
+pub(super) fn pods_of(
+    pod_set: &kueue::PodSet,
+    status: &kueue::WorkloadStatus,
+    admission: &kueue::Admission,
+) -> u32 {
+    let assignment = admission.pod_set_assignments.iter().find(|a| a.name == pod_set.name);
+    let admitted = assignment.and_then(|a| a.count).unwrap_or(pod_set.count).min(pod_set.count);
+    let done = status.reclaimable_pods.iter().find(|r| r.name == pod_set.name).map_or(0, |r| r.count);
+    u32::try_from(admitted.saturating_sub(done)).unwrap_or(0)
 }
 
 /// The nodes that the policies allow of those of our checks that the ClusterQueue asks about the assigned flavors.

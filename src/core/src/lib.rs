@@ -6,6 +6,7 @@
 //! * [`node`], [`workload`]: the world as a decision sees it.
 //! * [`hands`]: which slices in use are out of the reach of all claims.
 //! * [`ledger`]: one node's slices, claims and free resources, and what fits on it.
+//! * [`quota`]: what pods are charged by ResourceQuotas, and whether those to come still fit.
 //! * [`plan`]: the controller's decision.
 //! * [`agent`]: the node agent's decision.
 //! * [`tokens`]: the devices that the kubelet sees, and which slice each stands for.
@@ -25,6 +26,7 @@ pub mod ledger;
 pub mod node;
 pub mod plan;
 pub mod profile;
+pub mod quota;
 pub mod resources;
 #[cfg(any(test, feature = "sim"))]
 pub mod sim;

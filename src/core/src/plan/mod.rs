@@ -37,6 +37,7 @@ use crate::id::{Attempt, NodeName, PodSetName, PodUid, WorkloadKey, WorkloadUid}
 use crate::ledger::Ledger;
 use crate::node::{Claim, MigNode, Node, NodeSpec, Version};
 use crate::profile::ProfileName;
+use crate::quota;
 use crate::resources::Resources;
 use crate::time::Timestamp;
 use crate::workload::{CheckState, Policy, Workload};
@@ -155,6 +156,8 @@ pub struct Snapshot {
     pub kinds: Kinds,
     /// How often slices are asked for.
     pub rates: Rates,
+    /// Namespaces with their ResourceQuotas and what their pods are charged; without quotas, they are of no interest.
+    pub namespaces: BTreeMap<Arc<str>, quota::Namespace>,
 }
 
 /// Something to do, and the precondition under which it is right.

@@ -1,0 +1,396 @@
+//! ResourceQuotas, and what pods are charged by them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1::{
+    Container, LimitRange, Pod, PodAffinityTerm, PodSpec, ResourceQuota, ScopedResourceSelectorRequirement,
+};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use kube::ResourceExt;
+use kube_quantity::ParsedQuantity;
+use slicegate_core::quota::{Amounts, COUNT_PODS, Charge, Job, Quota, Requirement, Scope};
+
+use super::workload::pods_of;
+use super::{controller, timestamp};
+use crate::api::{kueue, names};
+
+type Quantities = BTreeMap<String, Quantity>;
+
+/// A quantity in thousandths, rounded up; `None` when it cannot be read.
+pub fn thousandths(quantity: &Quantity) -> Option<i128> {
+    let value = ParsedQuantity::try_from(quantity).ok()?.to_bytes_f64()?;
+    // Exact up to 2^53 thousandths, 8 TiB; beyond, within one part in 2^53.
+    let counted = (value * 1000.0).round();
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "saturates, which is what is wanted of such a figure"
+    )]
+    counted.is_finite().then_some(counted as i128)
+}
+
+/// What the API server fills into pods of a namespace where they say nothing.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Defaults {
+    /// Requests of containers: `defaultRequest` of the LimitRanges.
+    requests: Quantities,
+    /// Limits of containers: `default` of the LimitRanges.
+    limits: Quantities,
+    /// The PriorityClass with `globalDefault`.
+    pub priority_class: Option<Arc<str>>,
+}
+
+impl Defaults {
+    /// Takes in a LimitRange (`plugin/pkg/admission/limitranger`). Of two that set the same, the API server takes either; the
+    /// greater counts here.
+    pub fn limit(&mut self, range: &LimitRange) {
+        let items = range.spec.iter().flat_map(|spec| &spec.limits).filter(|item| item.type_ == "Container");
+        for item in items {
+            raise(&mut self.requests, item.default_request.as_ref());
+            raise(&mut self.limits, item.default.as_ref());
+        }
+    }
+}
+
+fn raise(known: &mut Quantities, more: Option<&Quantities>) {
+    for (resource, quantity) in more.into_iter().flatten() {
+        let less = |known: &Quantity| thousandths(known) < thousandths(quantity);
+        if known.get(resource).is_none_or(less) {
+            known.insert(resource.clone(), quantity.clone());
+        }
+    }
+}
+
+/// What a pod that exists is charged as long as it is not over.
+pub fn charge_of(pod: &Pod) -> Result<Charge, String> {
+    // What there was to fill in has been filled in.
+    pod.spec.as_ref().map_or_else(|| Ok(Charge::default()), |spec| charge(spec, &Defaults::default()))
+}
+
+/// Until when a pod that is being deleted is charged (`pods.go`, `QuotaV1Pod`); `None` when it is not being deleted.
+pub fn charged_until(pod: &Pod) -> Option<slicegate_core::time::Timestamp> {
+    let grace = u64::try_from(pod.metadata.deletion_grace_period_seconds.unwrap_or(0)).unwrap_or(0);
+    let deleted = pod.metadata.deletion_timestamp.as_ref()?;
+    Some(timestamp(deleted) + std::time::Duration::from_secs(grace))
+}
+
+/// What a pod of this spec will be charged (`pods.go`, `PodUsageFunc`). An error says which quantity cannot be read.
+pub fn charge(spec: &PodSpec, defaults: &Defaults) -> Result<Charge, String> {
+    let filled = |c: &Container| Filled::new(c, defaults).map_err(|e| format!("container {}: {e}", c.name));
+    let containers: Vec<Filled> = spec.containers.iter().map(filled).collect::<Result<_, _>>()?;
+    let init: Vec<Filled> = spec.init_containers.iter().flatten().map(filled).collect::<Result<_, _>>()?;
+    let mut requests = aggregate(&containers, &init, |c| &c.requests);
+    let mut limits = aggregate(&containers, &init, |c| &c.limits);
+    let whole = Whole::new(spec, &requests)?;
+    requests.0.extend(whole.requests.0.clone());
+    limits.0.extend(whole.limits.0.clone());
+    let overhead = amounts(spec.overhead.as_ref())?;
+    for (resource, amount) in &overhead.0 {
+        if limits.get(resource) != 0 {
+            *limits.0.entry(resource.clone()).or_default() += amount;
+        }
+    }
+    requests.add(&overhead, 1);
+    Ok(Charge {
+        usage: usage(&requests, &limits),
+        terminating: spec.active_deadline_seconds.is_some_and(|seconds| seconds >= 0),
+        best_effort: best_effort(spec, &whole, &containers, &init),
+        priority_class: spec
+            .priority_class_name
+            .as_deref()
+            .filter(|name| !name.is_empty())
+            .map(Into::into)
+            .or_else(|| defaults.priority_class.clone()),
+        cross_namespace_affinity: crosses_namespaces(spec),
+        unspecified: if whole.is_set { BTreeMap::new() } else { unspecified(containers.iter().chain(&init)) },
+    })
+}
+
+/// A container with its defaults.
+struct Filled {
+    name: Arc<str>,
+    sidecar: bool,
+    requests: Amounts,
+    limits: Amounts,
+}
+
+impl Filled {
+    fn new(container: &Container, defaults: &Defaults) -> Result<Self, String> {
+        let resources = container.resources.as_ref();
+        let mut limits = resources.and_then(|r| r.limits.clone()).unwrap_or_default();
+        let mut requests = resources.and_then(|r| r.requests.clone()).unwrap_or_default();
+        // The pod's own limits are its requests (`apis/core/v1/defaults.go`, `SetDefaults_Pod`) before LimitRanges come into it.
+        fill(&mut requests, &limits);
+        fill(&mut limits, &defaults.limits);
+        fill(&mut requests, &defaults.requests);
+        Ok(Self {
+            name: container.name.as_str().into(),
+            sidecar: container.restart_policy.as_deref() == Some("Always"),
+            requests: amounts(Some(&requests))?,
+            limits: amounts(Some(&limits))?,
+        })
+    }
+}
+
+fn fill(quantities: &mut Quantities, defaults: &Quantities) {
+    for (resource, quantity) in defaults {
+        quantities.entry(resource.clone()).or_insert_with(|| quantity.clone());
+    }
+}
+
+fn amounts(quantities: Option<&Quantities>) -> Result<Amounts, String> {
+    let read = |(resource, quantity): (&String, &Quantity)| {
+        let amount = thousandths(quantity)
+            .ok_or_else(|| format!("cannot read the quantity {:?} of {resource}", quantity.0))?;
+        Ok((Arc::from(resource.as_str()), amount))
+    };
+    quantities.into_iter().flatten().map(read).collect::<Result<_, _>>().map(Amounts)
+}
+
+/// All containers and sidecars together, or the most that is needed while init containers run
+/// (`component-helpers/resource/helpers.go`, `AggregateContainerRequests`).
+fn aggregate(containers: &[Filled], init: &[Filled], of: fn(&Filled) -> &Amounts) -> Amounts {
+    let mut running = Amounts::default();
+    containers.iter().for_each(|container| running.add(of(container), 1));
+    let (mut sidecars, mut peak) = (Amounts::default(), Amounts::default());
+    for container in init {
+        let mut here = of(container).clone();
+        here.add(&sidecars, 1);
+        if container.sidecar {
+            running.add(of(container), 1);
+            sidecars = here.clone();
+        }
+        peak.raise(&here);
+    }
+    running.raise(&peak);
+    running
+}
+
+/// What the pod says for all its containers together (KEP-2837).
+struct Whole {
+    is_set: bool,
+    requests: Amounts,
+    limits: Amounts,
+}
+
+impl Whole {
+    /// With what `SetDefaults_Pod` fills in: for cpu and memory the containers' requests; where they have none, the limit.
+    fn new(spec: &PodSpec, containers: &Amounts) -> Result<Self, String> {
+        let supported = |amounts: Amounts| {
+            let is =
+                |resource: &str| matches!(resource, "cpu" | "memory") || resource.starts_with("hugepages-");
+            Amounts(amounts.0.into_iter().filter(|(resource, _)| is(resource)).collect())
+        };
+        let resources = spec.resources.as_ref();
+        let limits = supported(amounts(resources.and_then(|r| r.limits.as_ref()))?);
+        let mut requests = supported(amounts(resources.and_then(|r| r.requests.as_ref()))?);
+        let is_set = !limits.0.is_empty() || !requests.0.is_empty();
+        if !limits.0.is_empty() {
+            for resource in ["cpu", "memory"] {
+                if let Some((resource, amount)) = containers.0.get_key_value(resource) {
+                    requests.0.entry(resource.clone()).or_insert(*amount);
+                }
+            }
+            for (resource, limit) in
+                limits.0.iter().filter(|(resource, _)| !containers.0.contains_key(*resource))
+            {
+                requests.0.entry(resource.clone()).or_insert(*limit);
+            }
+        }
+        Ok(Self { is_set, requests, limits })
+    }
+}
+
+/// By the names that quotas use (`pods.go`, `podComputeUsageHelper`).
+fn usage(requests: &Amounts, limits: &Amounts) -> Amounts {
+    let mut usage = Amounts::from_iter([("pods", 1000), (COUNT_PODS, 1000)]);
+    for (resource, amount) in &requests.0 {
+        let asked = Arc::from(format!("requests.{resource}"));
+        match &**resource {
+            "cpu" | "memory" | "ephemeral-storage" => {
+                usage.0.insert(resource.clone(), *amount);
+            }
+            name if name.starts_with("hugepages-") => {
+                usage.0.insert(resource.clone(), *amount);
+            }
+            name if is_extended(name) => {}
+            _ => continue,
+        }
+        usage.0.insert(asked, *amount);
+    }
+    for resource in ["cpu", "memory", "ephemeral-storage"] {
+        if let Some(limit) = limits.0.get(resource) {
+            usage.0.insert(format!("limits.{resource}").into(), *limit);
+        }
+    }
+    usage
+}
+
+/// `apis/core/v1/helper`, `IsExtendedResourceName`.
+fn is_extended(resource: &str) -> bool {
+    resource.contains('/') && !resource.contains("kubernetes.io/") && !resource.starts_with("requests.")
+}
+
+/// Whether cpu and memory are asked for nowhere (`apis/core/v1/helper/qos`, `ComputePodQOS`).
+fn best_effort(spec: &PodSpec, whole: &Whole, containers: &[Filled], init: &[Filled]) -> bool {
+    let some = |amounts: &Amounts| ["cpu", "memory"].iter().any(|resource| amounts.get(resource) > 0);
+    if spec.resources.is_some() {
+        return !some(&whole.requests) && !some(&whole.limits);
+    }
+    !containers.iter().chain(init).any(|c| some(&c.requests) || some(&c.limits))
+}
+
+/// Of what quotas want to be named, a container that does not name it (`pods.go`, `enforcePodContainerConstraints`).
+fn unspecified<'a>(containers: impl Iterator<Item = &'a Filled>) -> BTreeMap<Arc<str>, Arc<str>> {
+    let mut unspecified = BTreeMap::new();
+    for container in containers {
+        for resource in ["cpu", "memory"] {
+            if !container.requests.0.contains_key(resource) {
+                for name in [resource.to_owned(), format!("requests.{resource}")] {
+                    unspecified.entry(name.into()).or_insert_with(|| container.name.clone());
+                }
+            }
+            if !container.limits.0.contains_key(resource) {
+                let name = format!("limits.{resource}").into();
+                unspecified.entry(name).or_insert_with(|| container.name.clone());
+            }
+        }
+    }
+    unspecified
+}
+
+/// `pods.go`, `usesCrossNamespacePodAffinity`.
+fn crosses_namespaces(spec: &PodSpec) -> bool {
+    let Some(affinity) = &spec.affinity else { return false };
+    let crosses = |term: &PodAffinityTerm| {
+        term.namespaces.as_ref().is_some_and(|names| !names.is_empty()) || term.namespace_selector.is_some()
+    };
+    let required = [
+        affinity
+            .pod_affinity
+            .as_ref()
+            .and_then(|a| a.required_during_scheduling_ignored_during_execution.as_ref()),
+        affinity
+            .pod_anti_affinity
+            .as_ref()
+            .and_then(|a| a.required_during_scheduling_ignored_during_execution.as_ref()),
+    ];
+    let preferred = [
+        affinity
+            .pod_affinity
+            .as_ref()
+            .and_then(|a| a.preferred_during_scheduling_ignored_during_execution.as_ref()),
+        affinity
+            .pod_anti_affinity
+            .as_ref()
+            .and_then(|a| a.preferred_during_scheduling_ignored_during_execution.as_ref()),
+    ];
+    required.into_iter().flatten().flatten().any(crosses)
+        || preferred.into_iter().flatten().flatten().any(|term| crosses(&term.pod_affinity_term))
+}
+
+/// A ResourceQuota. What of it cannot be read is said in it.
+pub fn quota(object: &ResourceQuota) -> Quota {
+    let (spec, status) = (object.spec.clone().unwrap_or_default(), object.status.clone().unwrap_or_default());
+    let mut unreadable = None;
+    let mut read = |quantities: Option<&Quantities>, field: &str| {
+        amounts(quantities).unwrap_or_else(|why| {
+            unreadable.get_or_insert(format!("{field}: {why}"));
+            Amounts::default()
+        })
+    };
+    let mut hard = read(spec.hard.as_ref(), "spec.hard");
+    // The API server goes by the status, which follows the spec.
+    for (resource, amount) in read(status.hard.as_ref(), "status.hard").0 {
+        if let Some(wanted) = hard.0.get_mut(&resource) {
+            *wanted = (*wanted).min(amount);
+        }
+    }
+    let used = read(status.used.as_ref(), "status.used");
+    let mut scopes: Vec<Scope> = spec
+        .scopes
+        .iter()
+        .flatten()
+        .map(|name| {
+            scope(&ScopedResourceSelectorRequirement {
+                operator: "Exists".to_owned(),
+                scope_name: name.clone(),
+                values: None,
+            })
+        })
+        .collect();
+    scopes.extend(spec.scope_selector.iter().flat_map(|s| s.match_expressions.iter().flatten()).map(scope));
+    Quota { name: object.name_any().into(), hard, used, scopes, unreadable }
+}
+
+fn scope(selector: &ScopedResourceSelectorRequirement) -> Scope {
+    let unknown = || Scope::Unknown(selector.scope_name.as_str().into());
+    let names = || -> BTreeSet<Arc<str>> {
+        selector.values.iter().flatten().map(|name| name.as_str().into()).collect()
+    };
+    let requirement = match selector.operator.as_str() {
+        "Exists" => Requirement::Exists,
+        "DoesNotExist" => Requirement::DoesNotExist,
+        "In" => Requirement::In(names()),
+        "NotIn" => Requirement::NotIn(names()),
+        _ => return unknown(),
+    };
+    match (selector.scope_name.as_str(), requirement) {
+        ("PriorityClass", requirement) => Scope::PriorityClass(requirement),
+        ("VolumeAttributesClass", _) => Scope::VolumeAttributesClass,
+        ("Terminating", Requirement::Exists) => Scope::Terminating,
+        ("NotTerminating", Requirement::Exists) => Scope::NotTerminating,
+        ("BestEffort", Requirement::Exists) => Scope::BestEffort,
+        ("NotBestEffort", Requirement::Exists) => Scope::NotBestEffort,
+        ("CrossNamespacePodAffinity", Requirement::Exists) => Scope::CrossNamespacePodAffinity,
+        _ => unknown(),
+    }
+}
+
+/// By what a pod may be known to be of a workload: the uid of its controller, its own, the name of its group (which is the
+/// Workload's), and the Workload's uid in its label.
+pub fn keys_of(pod: &Pod) -> Vec<Arc<str>> {
+    let group = [names::POD_GROUP, names::PREBUILT_WORKLOAD]
+        .into_iter()
+        .find_map(|key| pod.labels().get(key).or_else(|| pod.annotations().get(key)));
+    let own = pod.metadata.uid.as_deref().map(Arc::from);
+    let named = [group, pod.labels().get(names::WORKLOAD_LABEL)].into_iter().flatten();
+    controller(&pod.metadata).into_iter().chain(own).chain(named.map(|key| key.as_str().into())).collect()
+}
+
+/// What of a Workload is held against quotas: `None` when no pods of it are to come, or it is not known which are its pods.
+pub fn job(object: &kueue::Workload, ours: &BTreeSet<&str>, defaults: &Defaults) -> Option<Job> {
+    let status = object.status.as_ref()?;
+    let is = |kind: &str| status.conditions.iter().any(|c| c.type_ == kind && c.status == "True");
+    let admission = status.admission.as_ref()?;
+    if !is("QuotaReserved") || is("Finished") || is("Evicted") {
+        return None;
+    }
+    let checks: Vec<_> = status.admission_checks.iter().filter(|c| ours.contains(&*c.name)).collect();
+    let owners = object.owner_references();
+    // The pods of other kinds are known by the label only, which no other check gives them.
+    let by_owner = owners.iter().any(|owner| matches!(owner.kind.as_str(), "Job" | "Pod"));
+    if checks.is_empty() && !(by_owner && is("Admitted")) {
+        return None;
+    }
+    let labelled = |name: &str| {
+        let mut updates = checks.iter().flat_map(|check| &check.pod_set_updates);
+        updates.any(|update| update.name == name && update.labels.contains_key(names::WORKLOAD_LABEL))
+    };
+    let pods = object.spec.pod_sets.iter().filter_map(|pod_set| {
+        // Admitted by an earlier version, which gave the label only to pods that ask for slices.
+        if is("Admitted") && !by_owner && !labelled(&pod_set.name) {
+            return None;
+        }
+        let charge = charge(pod_set.template.spec.as_ref()?, defaults).ok()?;
+        Some((Arc::new(charge), pods_of(pod_set, status, admission)))
+    });
+    let uid: Arc<str> = object.uid()?.into();
+    let owner_uids = owners.iter().map(|owner| Arc::from(owner.uid.as_str()));
+    Some(Job {
+        id: controller(&object.metadata).unwrap_or_else(|| uid.clone()),
+        keys: owner_uids.chain([object.name_any().into(), uid]).collect(),
+        pods: pods.filter(|(_, pods)| *pods > 0).collect(),
+        admitted_elsewhere: checks.is_empty(),
+    })
+}

@@ -1,0 +1,248 @@
+//! What the index knows of namespaces: their ResourceQuotas, what the API server fills into their pods, and what these are charged.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1::{LimitRange, Namespace, Pod, ResourceQuota};
+use k8s_openapi::api::scheduling::v1::PriorityClass;
+use kube::ResourceExt;
+use slicegate_core::id::{PodUid, WorkloadUid};
+use slicegate_core::quota::{self, Charge, Job};
+use slicegate_core::time::Timestamp;
+
+use crate::api::convert::quota::{Defaults, charge_of, charged_until, keys_of, quota};
+use crate::api::kueue;
+
+/// Charges are alike for the pods of a job; so many different ones are kept before those that nobody uses are looked for.
+const MOST_CHARGES: usize = 4096;
+
+/// The plan's view of each namespace of which anything is known.
+pub type Namespaces = BTreeMap<Arc<str>, quota::Namespace>;
+
+/// What Kueue lends to whom, for reports: nothing is decided by it.
+#[derive(Debug, Default)]
+pub struct Budgets {
+    /// ClusterQueues by name.
+    pub cluster_queues: BTreeMap<String, kueue::ClusterQueue>,
+    /// LocalQueues by namespace and name.
+    pub local_queues: BTreeMap<(String, String), kueue::LocalQueue>,
+    /// Cohorts that have an object, by name.
+    pub cohorts: BTreeMap<String, kueue::Cohort>,
+}
+
+/// What the API server fills into pods, and what those that exist are charged.
+#[derive(Debug, Default)]
+pub struct Tallies {
+    limit_ranges: BTreeMap<(String, String), LimitRange>,
+    /// The PriorityClasses with `globalDefault`.
+    default_classes: BTreeSet<String>,
+    /// The labels of namespaces.
+    labels: BTreeMap<String, BTreeMap<String, String>>,
+    charges: BTreeSet<Arc<Charge>>,
+}
+
+/// How a pod counts in its namespace.
+#[derive(Debug)]
+pub struct Tallied {
+    namespace: Arc<str>,
+    charge: Arc<Charge>,
+    state: State,
+    keys: Vec<Arc<str>>,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum State {
+    Live,
+    Over,
+    Leaving(Timestamp),
+}
+
+impl Tallies {
+    /// What is filled into the pods of a namespace.
+    pub fn defaults(&self, namespace: &str) -> Defaults {
+        let mut defaults = Defaults::default();
+        let from = (namespace.to_owned(), String::new());
+        for (_, range) in self.limit_ranges.range(from..).take_while(|((within, _), _)| within == namespace) {
+            defaults.limit(range);
+        }
+        defaults.priority_class = self.default_classes.first().map(|name| name.as_str().into());
+        defaults
+    }
+
+    /// The labels of a namespace.
+    pub fn labels(&self, namespace: &str) -> Option<&BTreeMap<String, String>> {
+        self.labels.get(namespace)
+    }
+
+    /// Takes in a LimitRange.
+    pub fn set_limit_range(&mut self, range: LimitRange) {
+        self.limit_ranges.insert(key(&range), range);
+    }
+
+    /// Forgets a LimitRange.
+    pub fn forget_limit_range(&mut self, range: &LimitRange) {
+        self.limit_ranges.remove(&key(range));
+    }
+
+    /// Forgets all LimitRanges but these.
+    pub fn retain_limit_ranges(&mut self, keys: &BTreeSet<(String, String)>) {
+        self.limit_ranges.retain(|known, _| keys.contains(known));
+    }
+
+    /// Takes in a PriorityClass.
+    pub fn set_priority_class(&mut self, class: &PriorityClass) {
+        if class.global_default == Some(true) {
+            self.default_classes.insert(class.name_any());
+        } else {
+            self.default_classes.remove(&class.name_any());
+        }
+    }
+
+    /// Forgets a PriorityClass.
+    pub fn forget_priority_class(&mut self, class: &PriorityClass) {
+        self.default_classes.remove(&class.name_any());
+    }
+
+    /// Forgets all PriorityClasses but these.
+    pub fn retain_priority_classes(&mut self, names: &BTreeSet<String>) {
+        self.default_classes.retain(|name| names.contains(name));
+    }
+
+    /// Takes in a Namespace. Whether its labels have changed.
+    pub fn set_namespace(&mut self, namespace: &Namespace) -> bool {
+        let labels = namespace.labels().clone();
+        self.labels.insert(namespace.name_any(), labels.clone()) != Some(labels)
+    }
+
+    /// Forgets a Namespace.
+    pub fn forget_namespace(&mut self, name: &str) {
+        self.labels.remove(name);
+    }
+
+    /// Forgets all Namespaces but these.
+    pub fn retain_namespaces(&mut self, names: &BTreeSet<String>) {
+        self.labels.retain(|name, _| names.contains(name));
+    }
+
+    /// How a pod counts; `None` when its requests cannot be read, which the API server does not let happen.
+    pub fn tallied(&mut self, pod: &Pod) -> Option<Tallied> {
+        let phase = pod.status.as_ref().and_then(|s| s.phase.as_deref());
+        let state = if matches!(phase, Some("Succeeded" | "Failed")) {
+            State::Over
+        } else {
+            charged_until(pod).map_or(State::Live, State::Leaving)
+        };
+        Some(Tallied {
+            namespace: pod.namespace()?.into(),
+            charge: self.share(charge_of(pod).ok()?),
+            state,
+            keys: keys_of(pod),
+        })
+    }
+
+    fn share(&mut self, charge: Charge) -> Arc<Charge> {
+        if let Some(known) = self.charges.get(&charge) {
+            return known.clone();
+        }
+        if self.charges.len() >= MOST_CHARGES {
+            self.charges.retain(|charge| Arc::strong_count(charge) > 1);
+        }
+        let charge = Arc::new(charge);
+        self.charges.insert(charge.clone());
+        charge
+    }
+}
+
+/// Counts a pod in its namespace.
+pub fn count(namespaces: &mut Namespaces, uid: &PodUid, pod: &Tallied) {
+    let namespace = namespaces.entry(pod.namespace.clone()).or_default();
+    match pod.state {
+        State::Live => {
+            namespace.pods.entry(pod.charge.clone()).or_default().live += 1;
+            for key in &pod.keys {
+                let present = namespace.present.entry(key.clone()).or_default();
+                *present.entry(pod.charge.clone()).or_default() += 1;
+            }
+        }
+        State::Over => namespace.pods.entry(pod.charge.clone()).or_default().over += 1,
+        State::Leaving(until) => {
+            namespace.leaving.insert(uid.clone(), (pod.charge.clone(), until));
+        }
+    }
+}
+
+/// Takes back what [`count`] has counted.
+pub fn discount(namespaces: &mut Namespaces, uid: &PodUid, pod: &Tallied) {
+    let Some(namespace) = namespaces.get_mut(&pod.namespace) else { return };
+    let of = |count: &mut quota::Count| match pod.state {
+        State::Live => count.live = count.live.saturating_sub(1),
+        State::Over => count.over = count.over.saturating_sub(1),
+        State::Leaving(_) => {}
+    };
+    if let Some(count) = namespace.pods.get_mut(&pod.charge) {
+        of(count);
+        if *count == quota::Count::default() {
+            namespace.pods.remove(&pod.charge);
+        }
+    }
+    namespace.leaving.remove(uid);
+    if let State::Live = pod.state {
+        for key in &pod.keys {
+            let Some(present) = namespace.present.get_mut(key) else { continue };
+            if let Some(pods) = present.get_mut(&pod.charge) {
+                *pods = pods.saturating_sub(1);
+                if *pods == 0 {
+                    present.remove(&pod.charge);
+                }
+            }
+            if present.is_empty() {
+                namespace.present.remove(key);
+            }
+        }
+    }
+    if namespace.is_empty() {
+        namespaces.remove(&pod.namespace);
+    }
+}
+
+/// Takes in a ResourceQuota. Whether it is the first of its namespace.
+pub fn set_quota(namespaces: &mut Namespaces, object: &ResourceQuota) -> bool {
+    let Some(namespace) = object.namespace() else { return false };
+    let quotas = &mut namespaces.entry(namespace.into()).or_default().quotas;
+    let first = quotas.is_empty();
+    quotas.insert(object.name_any().into(), quota(object));
+    first
+}
+
+/// Forgets a ResourceQuota.
+pub fn forget_quota(namespaces: &mut Namespaces, namespace: &str, name: &str) {
+    let Some(known) = namespaces.get_mut(namespace) else { return };
+    known.quotas.remove(name);
+    if known.quotas.is_empty() {
+        known.jobs.clear();
+    }
+    if known.is_empty() {
+        namespaces.remove(namespace);
+    }
+}
+
+/// The ResourceQuotas that are known, by namespace and name.
+pub fn quotas(namespaces: &Namespaces) -> impl Iterator<Item = (Arc<str>, Arc<str>)> {
+    namespaces
+        .iter()
+        .flat_map(|(namespace, known)| known.quotas.keys().map(|name| (namespace.clone(), name.clone())))
+}
+
+/// Sets what of a workload is held against the quotas of its namespace.
+pub fn set_job(namespaces: &mut Namespaces, namespace: &str, workload: &WorkloadUid, job: Option<Job>) {
+    let Some(known) = namespaces.get_mut(namespace) else { return };
+    match job {
+        Some(job) => known.jobs.insert(workload.clone(), job),
+        None => known.jobs.remove(workload),
+    };
+}
+
+/// Namespace and name of an object.
+pub fn key<K: kube::Resource>(object: &K) -> (String, String) {
+    (object.namespace().unwrap_or_default(), object.name_any())
+}
