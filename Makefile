@@ -8,7 +8,7 @@ CONTAINER_TOOL ?= docker
 # What deploy installs: config/default, or config/webhook on Kubernetes older than 1.36.
 CONFIG ?= config/default
 
-.PHONY: help demo demo-down test lint unit component cluster node generate install deploy undeploy uninstall prerequisites build bench-admission bench-burst eval-placement demo-node bench-node build-node docker-build docker-push
+.PHONY: help demo demo-down test lint unit component cluster node rules generate install deploy undeploy uninstall prerequisites build bench-admission bench-burst eval-placement demo-node bench-node build-node docker-build docker-push
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-16s %s\n", $$1, $$2}'
@@ -72,6 +72,9 @@ eval-placement: prerequisites ## Tables of the placement engine beside others, b
 
 bench-node: build-node ## Job created → container running on a real node, phase by phase, beside the same Job without Slicegate
 	@target/debug/demo bench-node --json target/bench-node.json
+
+rules: ## Test the recording rules for Prometheus with promtool
+	hack/prometheus/check
 
 generate: ## Write the CRDs from the types
 	UPDATE=1 $(CARGO) test -p slicegate --test component crds

@@ -21,6 +21,9 @@ use serde::{Deserialize, Serialize};
 )]
 #[serde(rename_all = "camelCase")]
 pub struct WorkloadSpec {
+    /// The LocalQueue.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub queue_name: Option<String>,
     /// The pod sets.
     #[serde(default)]
     pub pod_sets: Vec<PodSet>,

@@ -13,7 +13,7 @@ use kube::{Resource, ResourceExt};
 use slicegate_core::engine::learn::Learner;
 use slicegate_core::id::{Attempt, NodeName, PodSetName, PodUid, WorkloadKey, WorkloadUid};
 use slicegate_core::node::{self, NodeSpec};
-use slicegate_core::plan::{Notice, Snapshot};
+use slicegate_core::plan::{self, Notice, Snapshot};
 use slicegate_core::resources::Resources;
 use slicegate_core::time::Timestamp;
 use slicegate_core::workload::{CheckState, Demand, Reservation, Workload};
@@ -101,6 +101,7 @@ const DEAD: usize = 16_384;
 struct Usage {
     used: Resources,
     bound: BTreeMap<(WorkloadUid, PodSetName), u32>,
+    pods: BTreeSet<PodUid>,
 }
 
 /// What a pod contributes to its node's usage.
@@ -155,6 +156,8 @@ pub struct Index {
     busy_workloads: BTreeSet<WorkloadUid>,
     /// Pods being sent to a host.
     busy_pods: BTreeMap<PodUid, String>,
+    /// Nodes that have changed, or on which pods have, since [`Index::take_touched`].
+    touched: BTreeSet<NodeName>,
     /// What is asked for, and the workloads that it was learned from as long as they are there.
     learner: Learner,
     learned: BTreeSet<WorkloadUid>,
@@ -204,6 +207,17 @@ impl Index {
     /// A Workload as it was read last.
     pub fn workload(&self, uid: &WorkloadUid) -> Option<&Arc<kueue::Workload>> {
         self.workloads.get(uid)
+    }
+
+    /// The pods of the snapshot that are bound to a node and not over.
+    pub fn bound_to(&self, node: &NodeName) -> impl Iterator<Item = &plan::Pod> {
+        let usage = self.usage.get(node);
+        usage.into_iter().flat_map(|usage| &usage.pods).filter_map(|uid| self.snapshot.pods.get(uid))
+    }
+
+    /// The nodes that have changed, or on which pods have, since this was asked last.
+    pub fn take_touched(&mut self) -> BTreeSet<NodeName> {
+        std::mem::take(&mut self.touched)
     }
 
     /// Takes in the answer to a write. It may come after the watch has told that the object is gone; then it is void.
@@ -500,6 +514,7 @@ impl Index {
 
     /// Puts a node of the snapshot together from its Node, its MIGNode, its pods and what is being written.
     fn assemble(&mut self, name: &NodeName) {
+        self.touched.insert(name.clone());
         let host = self.hosts.get(name).map(|(_, host)| {
             let mut host = host.clone();
             if let Some(usage) = self.usage.get(name) {
@@ -553,7 +568,7 @@ impl Index {
         }
         let node = node.filter(|_| !over);
         let entry = PodEntry { version: version(object), node, owner, requests, hostname, tallied };
-        self.tally(&entry, 1);
+        self.tally(&uid, &entry, 1);
         match seen {
             Some(mut pod) => {
                 if let Some(hostname) = self.busy_pods.get(&uid) {
@@ -585,7 +600,7 @@ impl Index {
 
     fn forget_pod_entry(&mut self, uid: &PodUid) {
         if let Some(entry) = self.pods.remove(uid) {
-            self.tally(&entry, -1);
+            self.tally(uid, &entry, -1);
             if let Some(tallied) = &entry.tallied {
                 quotas::discount(&mut self.snapshot.namespaces, uid, tallied);
             }
@@ -593,10 +608,12 @@ impl Index {
     }
 
     /// Adds a pod to the usage of its node, or takes it away.
-    fn tally(&mut self, entry: &PodEntry, times: i64) {
+    fn tally(&mut self, uid: &PodUid, entry: &PodEntry, times: i64) {
         let Some(name) = &entry.node else { return };
         let usage = self.usage.entry(name.clone()).or_default();
         usage.used.add(&entry.requests, times);
+        set(&mut usage.pods, uid, times > 0);
+        self.touched.insert(name.clone());
         if let Some(owner) = &entry.owner {
             let count = usage.bound.entry(owner.clone()).or_default();
             *count = if times > 0 { *count + 1 } else { count.saturating_sub(1) };

@@ -8,6 +8,7 @@ use slicegate_core::plan::Cause;
 use slicegate_core::profile::ProfileName;
 use slicegate_core::workload::CheckState;
 
+use super::chargeback::Chargeback;
 use super::writer::{Outcome, state_name};
 
 /// The controller's metrics.
@@ -22,6 +23,7 @@ pub struct Metrics {
     held_units: IntGauge,
     leader: IntGauge,
     pub(super) plan_seconds: Histogram,
+    pub(super) chargeback: Chargeback,
 }
 
 impl Metrics {
@@ -96,6 +98,8 @@ impl Metrics {
             HistogramOpts::new("slicegate_plan_seconds", "Time to decide, over everything that is known")
                 .buckets(prometheus::exponential_buckets(0.000_05, 3.0, 10)?),
         )?;
+        let chargeback = Chargeback::new()?;
+        registry.register(Box::new(chargeback.clone()))?;
         registry.register(Box::new(transitions.clone()))?;
         registry.register(Box::new(reserve_to_ready.clone()))?;
         registry.register(Box::new(writes.clone()))?;
@@ -117,6 +121,7 @@ impl Metrics {
             held_units,
             leader,
             plan_seconds,
+            chargeback,
         })
     }
 

@@ -7,6 +7,7 @@
 //! Of several replicas one decides, the leader; the others keep their index up to date and wait. What a leader that was
 //! stopped, or cut off, can still do when the next one has taken over is in [`takeover`].
 
+pub mod chargeback;
 pub mod checks;
 pub mod gate;
 pub mod index;
@@ -425,6 +426,7 @@ impl Controller {
 
     /// Decides, and sets everything going that was decided. Returns how long to wait if nothing happens.
     fn step(&mut self, term: &str) -> Option<Duration> {
+        self.metrics.chargeback.follow(&self.hold, &mut self.index);
         self.index.prune();
         self.note_opened();
         let now = now();

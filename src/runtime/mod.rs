@@ -1,7 +1,7 @@
 //! What every subcommand needs: logs, a client, health and metrics over HTTP, leader election, an orderly end.
 
 mod clients;
-mod clock;
+pub(crate) mod clock;
 mod http;
 pub mod lease;
 mod ready;

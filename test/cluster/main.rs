@@ -4,6 +4,7 @@
 
 mod availability;
 mod bad_input;
+mod chargeback;
 mod checker;
 mod conformance;
 mod gate;

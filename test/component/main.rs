@@ -13,6 +13,7 @@ mod image;
 mod kubelet;
 mod manifests;
 mod repository;
+mod rules;
 mod simulate;
 mod simulator;
 mod versions;

@@ -76,6 +76,7 @@ pub fn from_api(object: &kueue::Workload, around: Surroundings<'_>) -> Option<Wo
             name: object.name_any().into(),
             uid: WorkloadUid::from(object.uid().unwrap_or_default()),
         },
+        queue: object.spec.queue_name.as_deref().map(Into::into),
         version: object.resource_version().unwrap_or_default(),
         busy: false,
         reservation,
@@ -290,6 +291,7 @@ metadata:
   annotations: {annotations}
   ownerReferences: [{{apiVersion: batch/v1, kind: Job, name: job, uid: job-uid, controller: true}}]
 spec:
+  queueName: batch
   podSets:
   - name: main
     count: {pods}
@@ -356,6 +358,7 @@ status:
         let workload = read(&annotation, &format!("  conditions:\n{RESERVED}  admissionChecks:\n{mig}}}\n"));
         assert_eq!(workload.replaces.as_deref(), Some("first"));
         assert_eq!(workload.owner.as_deref(), Some("job-uid"));
+        assert_eq!(workload.queue.as_deref(), Some("batch"));
         assert_eq!(main_of(&workload).label, Some("u1".into()), "the pods that run bear it");
         let foreign = format!("{{{}: elsewhere/first}}", names::REPLACEMENT_FOR);
         let workload = read(&foreign, &format!("  conditions:\n{RESERVED}  admissionChecks:\n{mig}}}\n"));

@@ -152,6 +152,7 @@ fn workload(i: usize, runs: bool) -> Workload {
     };
     Workload {
         key: key(i),
+        queue: Some("mig".into()),
         version: "1".to_owned(),
         busy: false,
         reservation: Some(Reservation {

@@ -11,6 +11,7 @@
 //! * [`agent`]: the node agent's decision.
 //! * [`tokens`]: the devices that the kubelet sees, and which slice each stands for.
 //! * [`election`]: which of several controllers leads.
+//! * [`meter`]: how long slices were reserved and used, and for whom.
 //! * [`simulate`]: the placement engine on recorded or drawn demand, beside other ways to place.
 //!
 //! With the feature `sim`: a model of what surrounds them, for tests.
@@ -23,6 +24,7 @@ pub mod geometry;
 pub mod hands;
 pub mod id;
 pub mod ledger;
+pub mod meter;
 pub mod node;
 pub mod plan;
 pub mod profile;

@@ -185,6 +185,8 @@ impl Policy {
 pub struct Workload {
     /// Who it is.
     pub key: WorkloadKey,
+    /// Its LocalQueue; `None` while it names none.
+    pub queue: Option<Arc<str>>,
     /// `metadata.resourceVersion`, the guard of writes.
     pub version: String,
     /// Whether a write of ours to it is under way.

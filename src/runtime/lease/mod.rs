@@ -125,7 +125,7 @@ pub enum Role {
 pub struct Hold(Arc<AtomicU64>);
 
 impl Hold {
-    fn new(until: u64) -> Self {
+    pub(crate) fn new(until: u64) -> Self {
         Self(Arc::new(AtomicU64::new(until)))
     }
 
@@ -134,11 +134,16 @@ impl Hold {
         nanoseconds(since_boot()) < self.0.load(Ordering::Acquire)
     }
 
-    fn extend(&self, until: Duration) {
+    /// The time since boot, but none after the end of the lease: what happens then is another's.
+    pub fn now(&self) -> Duration {
+        since_boot().min(Duration::from_nanos(self.0.load(Ordering::Acquire)))
+    }
+
+    pub(crate) fn extend(&self, until: Duration) {
         self.0.store(nanoseconds(until), Ordering::Release);
     }
 
-    fn end(&self) {
+    pub(crate) fn end(&self) {
         self.0.store(0, Ordering::Release);
     }
 }

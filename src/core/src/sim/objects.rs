@@ -301,6 +301,7 @@ pub fn workload(object: &Object<Workload>, policy: &Policy, busy: bool) -> Optio
     });
     Some(workload::Workload {
         key: workload_key(object),
+        queue: Some("mig".into()),
         version: object.meta.version.to_string(),
         busy,
         reservation,

@@ -147,6 +147,7 @@ impl World {
         };
         let workload = Workload {
             key: key.clone(),
+            queue: Some("mig".into()),
             version: "1".to_owned(),
             busy: false,
             reservation: None,
