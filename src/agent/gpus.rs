@@ -2,11 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use slicegate_core::agent::{Failure, GpuView, Holder, Instance, Offer, Operation};
-use slicegate_core::geometry::{Place, Slice};
+use slicegate_core::geometry::{Model, Place, Slice};
 use slicegate_core::id::GpuUuid;
+use slicegate_core::memory::usable_gib;
 use slicegate_core::profile::ProfileName;
 use tracing::{info, warn};
 
@@ -113,6 +115,8 @@ pub struct Gpus {
     /// GPUs that reported a critical error that concerns all of them. Only a reset helps.
     critical: BTreeMap<GpuUuid, String>,
     attempts: BTreeMap<Place, u32>,
+    /// How much memory in GiB slices of each model can have together.
+    most: Vec<(Arc<Model>, u64)>,
     /// A process in each GPU instance that has one.
     processes: BTreeMap<(GpuUuid, u32), u32>,
     /// Instances of ours that are gone though nobody was told to destroy them: what happened, by GPU, and when.
@@ -172,6 +176,21 @@ impl Gpus {
             }
         }
         capacity
+    }
+
+    /// GPU memory of the node's slices in GiB, by their names: as much as pods can be given or have together.
+    pub fn memory(&mut self) -> u64 {
+        let mut total = 0;
+        for view in self.views.values() {
+            let known = self.most.iter().find(|(model, _)| *model == view.model).map(|(_, most)| *most);
+            let most = known.unwrap_or_else(|| {
+                let most = view.model.most_gib();
+                self.most.push((view.model.clone(), most));
+                most
+            });
+            total += usable_gib(view, most);
+        }
+        total
     }
 
     /// The slices of ours that are whole, with NVML's numbers, by place.

@@ -121,7 +121,7 @@ fn charge(container: &mut Container, units: &[Unit]) -> Result<(), Uncountable> 
 
 /// GPU memory, in GiB, that a container's profiles amount to. A limit counts before a request: of an extended resource they are
 /// the same, and where there is no request the API server makes it from the limit.
-fn of_container(resources: &ResourceRequirements) -> Result<u64, Uncountable> {
+pub fn of_container(resources: &ResourceRequirements) -> Result<u64, Uncountable> {
     let lists = resources.requests.iter().chain(&resources.limits).flatten();
     let asked: BTreeMap<&str, &Quantity> = lists
         .filter(|(name, _)| name.starts_with(RESOURCE_PREFIX))

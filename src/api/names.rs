@@ -8,6 +8,8 @@ pub const CONTROLLER_NAME: &str = "slicegate.dev/mig";
 pub const GATE: &str = "slicegate.dev/claim";
 /// Name of what adds that gate: a MutatingAdmissionPolicy and its binding, or a webhook and its configuration.
 pub const GATE_NAME: &str = "gate.slicegate.dev";
+/// Names of what gives pods GPU memory, in that configuration: for each of the namespaces' labels a webhook.
+pub const MEMORY_WEBHOOKS: [&str; 2] = ["memory.slicegate.dev", "memory-instaslice.slicegate.dev"];
 /// Label that carries a Workload's uid to its pods, through `podSetUpdates`.
 pub const WORKLOAD_LABEL: &str = "slicegate.dev/workload";
 /// Annotation with which the owner of a pod allows, by `true`, that it is evicted so that another workload finds room in one

@@ -36,10 +36,12 @@ impl Webhook {
         let mut objects = manifests::render(&rig.kubectl_path(), &folder).await?;
         objects.retain(|object| !matches!(kind(object), "Deployment" | "DaemonSet"));
         let configuration = objects.iter_mut().find(|object| kind(object) == "MutatingWebhookConfiguration");
-        let client =
-            &mut configuration.context("config/webhook has no webhook")?["webhooks"][0]["clientConfig"];
-        let path = client["service"]["path"].as_str().context("the webhook has no path")?;
-        *client = json!({"url": format!("https://127.0.0.1:{}{path}", self.port)});
+        let webhooks = configuration.context("config/webhook has no webhook")?["webhooks"].as_array_mut();
+        for webhook in webhooks.into_iter().flatten() {
+            let client = &mut webhook["clientConfig"];
+            let path = client["service"]["path"].as_str().context("the webhook has no path")?;
+            *client = json!({"url": format!("https://127.0.0.1:{}{path}", self.port)});
+        }
         let rights = rig.repo().root().join("config/emulated/rights/pods.yaml");
         let rights =
             std::fs::read_to_string(&rights).with_context(|| format!("read {}", rights.display()))?;

@@ -29,7 +29,8 @@ impl Agent {
         self.prepare(&wanted);
         let shown = self.offer(&wanted);
         let advertised = if shown.known {
-            self.means.node_status.advertise(&shown.capacity, &shown.allocatable).await
+            let memory = self.gpus.memory();
+            self.means.node_status.advertise(&shown.capacity, &shown.allocatable, memory).await
         } else {
             Ok(false)
         };

@@ -5,10 +5,9 @@ use std::collections::BTreeMap;
 use k8s_openapi::api::core::v1::{Node, NodeSelectorRequirement, NodeSelectorTerm};
 use slicegate_core::constraints::{Effect, Operator, Requirement, Taint, Term, Toleration, Traits};
 use slicegate_core::node::Host;
-use slicegate_core::profile::RESOURCE_PREFIX;
 use slicegate_core::resources::Resources;
 
-use super::pod::amount;
+use super::pod::{amount, comes_with_slices};
 use crate::api::names;
 
 /// What of a Node matters, with nothing used of it yet.
@@ -21,7 +20,7 @@ pub fn host(node: &Node) -> Host {
         .unwrap_or_default()
         .iter()
         // MIG slices are counted in the MIGNode: what the Node shows of them only follows.
-        .filter(|(name, _)| !name.starts_with(RESOURCE_PREFIX))
+        .filter(|(name, _)| !comes_with_slices(name))
         .filter_map(|(name, quantity)| Some((name.as_str(), amount(name, quantity)?)))
         .collect();
     Host {

@@ -13,7 +13,7 @@ use slicegate_core::profile::{InvalidProfileName, ProfileName, RESOURCE_PREFIX};
 use slicegate_core::resources::Resources;
 
 use super::controller;
-use crate::api::names;
+use crate::api::{gpu_memory, names};
 
 /// A quantity as the scheduler counts it: millicores for cpu, whole units, rounded up, for all else. `None` when it cannot
 /// be read.
@@ -131,14 +131,21 @@ pub fn from_api(pod: &Pod) -> (Option<plan::Pod>, Resources) {
         relocatable: pod.annotations().get(names::RELOCATABLE).is_some_and(|value| value == "true"),
         asks_for,
     });
-    // The node's slices are in the MIGNode's book.
-    let other = Resources(requested.0.into_iter().filter(|(n, _)| !n.starts_with(RESOURCE_PREFIX)).collect());
-    (seen, other)
+    (seen, Resources(requested.0.into_iter().filter(|(name, _)| !comes_with_slices(name)).collect()))
+}
+
+/// Whether a resource is slices, which are in the MIGNode's book, or their memory: a node has as much of that as any slices
+/// that it can give come to (`core::memory`), so who has the slices has their memory.
+pub fn comes_with_slices(resource: &str) -> bool {
+    resource.starts_with(RESOURCE_PREFIX) || gpu_memory::counts(resource)
 }
 
 #[cfg(test)]
 mod tests {
+    use k8s_openapi::api::core::v1::Node;
+
     use super::*;
+    use crate::api::convert::{node, workload};
 
     fn spec(yaml: &str) -> PodSpec {
         serde_saphyr::from_str(yaml).unwrap()
@@ -162,6 +169,34 @@ mod tests {
             );
         }
         assert_eq!(amount("cpu", &Quantity("much".to_owned())), None);
+    }
+
+    #[test]
+    fn memory_of_slices_is_no_resource_beside_the_slices() {
+        let pod: Pod = serde_saphyr::from_str(
+            r"
+metadata: {name: p, namespace: a, uid: u}
+spec:
+  containers:
+  - name: a
+    resources: {limits: {cpu: '1', nvidia.com/mig-1g.10gb: '2', slicegate.dev/gpu-memory: '20',
+      instaslice.redhat.com/accelerator-memory-quota: 20Gi}}
+",
+        )
+        .unwrap();
+        let (seen, other) = from_api(&pod);
+        assert_eq!(seen.unwrap().asks_for, BTreeMap::from([("1g.10gb".parse().unwrap(), 2)]));
+        assert_eq!(other.0.keys().map(|name| &**name).collect::<Vec<_>>(), ["cpu", "pods"]);
+        // A workload of such pods fits where a Node shows none of it, as before its agent is up to date.
+        let (slices, other) = workload::pod_demand(&pod.spec.unwrap()).unwrap();
+        assert_eq!(slices.len(), 1);
+        let node: Node = serde_saphyr::from_str(
+            "{metadata: {name: n}, status: {allocatable: {cpu: '4', pods: '110', slicegate.dev/gpu-memory: '10'}}}",
+        )
+        .unwrap();
+        let host = node::host(&node);
+        assert_eq!(host.allocatable.first_lacking(&other), None);
+        assert_eq!(host.allocatable.get("slicegate.dev/gpu-memory"), 0);
     }
 
     #[test]

@@ -232,6 +232,7 @@ pub fn pod_demand(spec: &PodSpec) -> Result<(BTreeMap<ProfileName, u32>, Resourc
     let mut others = Resources::default();
     for (name, amount) in pod::requests(spec)?.0 {
         match ProfileName::from_resource(&name) {
+            None if pod::comes_with_slices(&name) => {}
             None => {
                 others.0.insert(name, amount);
             }

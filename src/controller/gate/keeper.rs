@@ -175,7 +175,10 @@ impl Keeper {
         now: Timestamp,
     ) {
         let bundle = held.bundle();
-        let published = configuration.and_then(bundle_of).is_some_and(|(_, published)| published == bundle);
+        let published = configuration.is_some_and(|configuration| {
+            let mut ours = bundles(configuration).peekable();
+            ours.peek().is_some() && ours.all(|(_, published)| published == bundle)
+        });
         self.published = match self.published.take() {
             _ if !published => None,
             Some((known, since)) if known == bundle => Some((known, since)),
@@ -215,16 +218,20 @@ impl Keeper {
     ) -> Result<bool, KeepError> {
         // Whoever watches over the gate says what is missing.
         let Some(configuration) = configuration else { return Ok(true) };
-        let Some((index, published)) = bundle_of(&configuration) else { return Ok(true) };
         let bundle = held.bundle();
-        if published == bundle {
+        let stale: Vec<usize> =
+            bundles(&configuration).filter(|(_, published)| *published != bundle).map(|(i, _)| i).collect();
+        if stale.is_empty() {
             return Ok(true);
         }
-        let operations = json!([
-            {"op": "test", "path": "/metadata/resourceVersion", "value": configuration.resource_version()},
-            {"op": "add", "path": format!("/webhooks/{index}/clientConfig/caBundle"), "value": ByteString(bundle.into_bytes())},
-        ]);
-        let patch = serde_json::from_value(operations)
+        let version = configuration.resource_version();
+        let mut operations =
+            vec![json!({"op": "test", "path": "/metadata/resourceVersion", "value": version})];
+        let bundle = ByteString(bundle.into_bytes());
+        operations.extend(stale.into_iter().map(|index| {
+            json!({"op": "add", "path": format!("/webhooks/{index}/clientConfig/caBundle"), "value": bundle})
+        }));
+        let patch = serde_json::from_value(operations.into())
             .map_err(|error| KeepError::api("cannot write caBundle")(kube::Error::SerdeError(error)))?;
         let parameters = PatchParams {
             field_manager: Some(names::CONTROLLER_MANAGER.to_owned()),
@@ -258,10 +265,15 @@ fn readable(secret: &Secret) -> Option<Held> {
     }
 }
 
-/// Where our webhook is in the configuration, and its caBundle.
-fn bundle_of(configuration: &MutatingWebhookConfiguration) -> Option<(usize, &str)> {
-    let mut webhooks = configuration.webhooks.iter().flatten().enumerate();
-    let (index, webhook) = webhooks.find(|(_, webhook)| webhook.name == names::GATE_NAME)?;
-    let bundle = webhook.client_config.ca_bundle.as_ref().map_or(&[][..], |bundle| bundle.0.as_slice());
-    Some((index, std::str::from_utf8(bundle).unwrap_or_default()))
+/// Where our webhooks are in the configuration, and their caBundles.
+fn bundles(configuration: &MutatingWebhookConfiguration) -> impl Iterator<Item = (usize, &str)> {
+    let webhooks = configuration.webhooks.iter().flatten().enumerate();
+    let ours = webhooks.filter(|(_, webhook)| {
+        webhook.name == names::GATE_NAME || names::MEMORY_WEBHOOKS.contains(&webhook.name.as_str())
+    });
+    ours.map(|(index, webhook)| {
+        let bundle = webhook.client_config.ca_bundle.as_ref();
+        let bundle = bundle.map_or(&[][..], |bundle| bundle.0.as_slice());
+        (index, std::str::from_utf8(bundle).unwrap_or_default())
+    })
 }

@@ -3,10 +3,13 @@
 //!
 //! Which of the two, is chosen at install time: `config/default` or `config/webhook`. [`presence`] finds out whether one of them
 //! is there. The webhook runs in every replica of the controller, leader or not: what it answers depends on the pod alone.
+//!
+//! Where policies are served, another one gives pods GPU memory in namespaces that count it; otherwise this webhook does, too.
 
 pub mod certificate;
 mod files;
 pub mod keeper;
+pub mod memory;
 pub mod pod;
 pub mod presence;
 pub mod review;

@@ -8,35 +8,47 @@ use axum::response::IntoResponse;
 use axum::routing::post;
 use kube::core::DynamicObject;
 use kube::core::admission::{AdmissionRequest, AdmissionResponse, AdmissionReview, Operation};
+use serde_json::Value;
 use tracing::{debug, warn};
 
-use super::pod;
+use super::{memory, pod};
+use crate::api::gpu_memory::UNITS;
 
-/// Where the webhook is served, as `config/webhook/webhook.yaml` says, too.
+/// Where the webhook is served that gates pods, as `config/webhook/webhook.yaml` says, too.
 pub const PATH: &str = "/gate";
+/// Where pods are given GPU memory: in our resource, and in InstaSlice's, too.
+pub const MEMORY_PATHS: [&str; 2] = ["/memory", "/memory/instaslice"];
 
 /// The largest review that is read. The API server takes no object of more than 3 MiB (`apiserver/pkg/server/config.go`,
 /// `MaxRequestBodyBytes`), and a review holds one besides a few words.
 const LIMIT: usize = 4 << 20;
 
+/// What is changed of a pod that is created, as a JSON patch.
+type Change = fn(&Value) -> Option<Value>;
+
 /// The webhook, apart from its connections.
 pub fn router() -> Router {
-    Router::new().route(PATH, post(answer)).layer(DefaultBodyLimit::max(LIMIT))
+    let [ours, both] = MEMORY_PATHS;
+    Router::new()
+        .route(PATH, post(async |body| answer(&body, pod::gate)))
+        .route(ours, post(async |body| answer(&body, |pod| memory::charge(pod, &UNITS[..1]))))
+        .route(both, post(async |body| answer(&body, |pod| memory::charge(pod, &UNITS))))
+        .layer(DefaultBodyLimit::max(LIMIT))
 }
 
-async fn answer(body: Bytes) -> impl IntoResponse {
-    let review = review(&body).into_review();
+fn answer(body: &Bytes, change: Change) -> impl IntoResponse + use<> {
+    let review = review(body, change).into_review();
     ([(CONTENT_TYPE, "application/json")], serde_json::to_vec(&review).unwrap_or_default())
 }
 
-fn review(body: &[u8]) -> AdmissionResponse {
+fn review(body: &[u8], change: Change) -> AdmissionResponse {
     let request = serde_json::from_slice::<AdmissionReview<DynamicObject>>(body)
         .map_err(|error| error.to_string())
         .and_then(|review| {
             TryInto::<AdmissionRequest<DynamicObject>>::try_into(review).map_err(|error| error.to_string())
         });
     match request {
-        Ok(request) => decide(&request),
+        Ok(request) => decide(&request, change),
         Err(error) => {
             warn!(error, "not a review of a pod");
             AdmissionResponse::invalid(format!(
@@ -46,27 +58,27 @@ fn review(body: &[u8]) -> AdmissionResponse {
     }
 }
 
-fn decide(request: &AdmissionRequest<DynamicObject>) -> AdmissionResponse {
+fn decide(request: &AdmissionRequest<DynamicObject>, change: Change) -> AdmissionResponse {
     let response = AdmissionResponse::from(request);
-    // Whatever the configuration sends here: only a pod that is being created can be gated.
+    // Whatever the configuration sends here: only a pod that is being created can be changed so.
     let created = request.operation == Operation::Create
         && request.kind.kind == "Pod"
         && request.kind.group.is_empty()
         && request.sub_resource.is_none();
-    let Some(patch) = request.object.as_ref().filter(|_| created).and_then(|object| pod::gate(&object.data))
+    let Some(patch) = request.object.as_ref().filter(|_| created).and_then(|object| change(&object.data))
     else {
         return response;
     };
-    debug!(namespace = request.namespace, name = request.name, "gated");
-    let gated = serde_json::from_value(patch)
+    debug!(namespace = request.namespace, name = request.name, "changed");
+    let changed = serde_json::from_value(patch)
         .map_err(|error| error.to_string())
         .and_then(|patch| response.with_patch(patch).map_err(|error| error.to_string()));
-    gated.unwrap_or_else(AdmissionResponse::invalid)
+    changed.unwrap_or_else(AdmissionResponse::invalid)
 }
 
 #[cfg(test)]
 mod tests {
-    use serde_json::{Value, json};
+    use serde_json::json;
 
     use super::*;
 
@@ -85,7 +97,7 @@ mod tests {
                 },
             },
         });
-        serde_json::to_value(review(body.to_string().as_bytes()).into_review()).unwrap()
+        serde_json::to_value(review(body.to_string().as_bytes(), pod::gate).into_review()).unwrap()
     }
 
     #[test]
@@ -109,7 +121,7 @@ mod tests {
 
     #[test]
     fn what_cannot_be_read_is_refused_with_a_reason() {
-        let answer = serde_json::to_value(review(b"{").into_review()).unwrap();
+        let answer = serde_json::to_value(review(b"{", pod::gate).into_review()).unwrap();
         assert_eq!(answer["response"]["allowed"], false);
         let message = answer["response"]["status"]["message"].as_str().unwrap();
         assert!(message.starts_with("the webhook gate.slicegate.dev cannot read"), "{message}");

@@ -2,6 +2,7 @@
 //! decision may depend on, and carry out what it says.
 //!
 //! * [`profile`], [`geometry`]: what a GPU model can be cut into.
+//! * [`memory`]: how much memory a GPU's slices can have together.
 //! * [`placement`]: where on a GPU a slice does the least harm.
 //! * [`node`], [`workload`]: the world as a decision sees it.
 //! * [`hands`]: which slices in use are out of the reach of all claims.
@@ -24,6 +25,7 @@ pub mod geometry;
 pub mod hands;
 pub mod id;
 pub mod ledger;
+pub mod memory;
 pub mod meter;
 pub mod node;
 pub mod plan;
