@@ -3,18 +3,19 @@
 
 mod configuration;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use clap::Args;
-use k8s_openapi::api::core::v1::ConfigMap;
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace};
 use kube::api::ListParams;
 use kube::{Api, Client, ResourceExt};
 use slicegate_core::profile::{ProfileName, RESOURCE_PREFIX};
 
 use super::Error;
-use crate::api::MIGNode;
-use crate::api::kueue::ClusterQueue;
+use crate::api::gpu_memory::UNITS;
+use crate::api::kueue::{ClusterQueue, LocalQueue};
 use crate::api::names::GPU_MEMORY;
+use crate::api::{MIGNode, gpu_memory};
 use configuration::{Configuration, QuotaCheckStrategy, Section};
 pub use configuration::{Strategy, Transformation};
 
@@ -51,7 +52,11 @@ pub async fn run(client: Client, args: &KueueConfig, nodes: &[MIGNode]) -> Resul
     let live = live(client.clone(), &args.config_map).await?;
     let mut differences = live.differences(&wanted);
     if live.resources.quota_check_strategy != QuotaCheckStrategy::IgnoreUndeclared {
-        differences.extend(uncovered(client).await?);
+        let queues = Api::<ClusterQueue>::all(client.clone()).list(&ListParams::default()).await;
+        let queues =
+            queues.map_err(|error| Error::Kueue(format!("cannot list ClusterQueues: {error}")))?.items;
+        differences.extend(uncovered(&queues));
+        differences.extend(barred(client, &live, &queues).await?);
     }
     if differences.is_empty() {
         let count = profiles.len();
@@ -71,7 +76,8 @@ fn profiles(nodes: &[MIGNode]) -> BTreeSet<ProfileName> {
     models.flat_map(|model| &model.profiles).filter_map(|profile| profile.name.parse().ok()).collect()
 }
 
-/// What makes Kueue count the memory of slices: one for each profile, in order of memory.
+/// What makes Kueue count the memory of slices: one for each profile, in order of memory. In namespaces that count GPU memory,
+/// pods ask for it themselves, too, and templates of Jobs do not; so that counts nothing, and the profiles alone do.
 pub fn transformations<'a>(
     profiles: impl IntoIterator<Item = &'a ProfileName>,
     strategy: Strategy,
@@ -85,7 +91,13 @@ pub fn transformations<'a>(
         multiply_by: None,
         outputs: [(GPU_MEMORY.to_owned(), gib.to_string())].into(),
     });
-    counted.collect()
+    let ignored = UNITS.map(|unit| Transformation {
+        input: unit.resource.to_owned(),
+        strategy: Strategy::Replace,
+        multiply_by: None,
+        outputs: BTreeMap::new(),
+    });
+    counted.chain(ignored).collect()
 }
 
 fn print(transformations: Vec<Transformation>) -> Result<String, Error> {
@@ -95,7 +107,8 @@ fn print(transformations: Vec<Transformation>) -> Result<String, Error> {
     Ok(format!(
         "# For Kueue's Configuration: key {KEY} of ConfigMap kueue-manager-config in namespace kueue-system. Restart Kueue\n\
          # afterwards, and let each ClusterQueue that lends MIG profiles lend {GPU_MEMORY}, too (whole GiB, as in the names of\n\
-         # profiles).\n{text}"
+         # profiles). What pods of namespaces that count GPU memory ask for by themselves is replaced by nothing: Jobs do not,\n\
+         # and are to count the same.\n{text}"
     ))
 }
 
@@ -116,18 +129,49 @@ async fn live(client: Client, config_map: &str) -> Result<Configuration, Error> 
 }
 
 /// The ClusterQueues that lend MIG profiles but not their memory: Kueue admits nothing that they cannot count.
-async fn uncovered(client: Client) -> Result<Vec<String>, Error> {
-    let queues = Api::<ClusterQueue>::all(client).list(&ListParams::default()).await;
-    let queues = queues.map_err(|error| Error::Kueue(format!("cannot list ClusterQueues: {error}")))?;
-    let lacking = queues.items.iter().filter(|queue| {
-        let covered = || queue.spec.resource_groups.iter().flat_map(|group| &group.covered_resources);
-        covered().any(|name| name.starts_with(RESOURCE_PREFIX)) && !covered().any(|name| name == GPU_MEMORY)
+fn uncovered(queues: &[ClusterQueue]) -> impl Iterator<Item = String> {
+    let lacking = queues.iter().filter(|queue| {
+        covered(queue).any(|name| name.starts_with(RESOURCE_PREFIX))
+            && !covered(queue).any(|name| name == GPU_MEMORY)
     });
-    let line = |queue: &ClusterQueue| {
+    lacking.map(|queue| {
         format!(
             "ClusterQueue {} lends MIG profiles and not {GPU_MEMORY}, so it admits none",
             queue.name_any()
         )
-    };
-    Ok(lacking.map(line).collect())
+    })
+}
+
+/// The namespaces whose pods are given GPU memory that their ClusterQueues neither lend nor ignore: Kueue admits none of these.
+async fn barred(client: Client, live: &Configuration, queues: &[ClusterQueue]) -> Result<Vec<String>, Error> {
+    let all = ListParams::default();
+    let namespaces = Api::<Namespace>::all(client.clone()).list(&all).await;
+    let namespaces = namespaces.map_err(|error| Error::Kueue(format!("cannot list namespaces: {error}")))?;
+    let local_queues = Api::<LocalQueue>::all(client).list(&all).await;
+    let local_queues =
+        local_queues.map_err(|error| Error::Kueue(format!("cannot list LocalQueues: {error}")))?;
+    let mut lines = BTreeSet::new();
+    for namespace in namespaces {
+        let given = gpu_memory::units(namespace.labels());
+        let given = given.iter().map(|unit| unit.resource).filter(|resource| !live.ignores(resource));
+        let given: Vec<&str> = given.collect();
+        let here = local_queues.iter().filter(|queue| queue.namespace() == namespace.metadata.name);
+        for name in here.map(|queue| &queue.spec.cluster_queue) {
+            let Some(queue) = queues.iter().find(|queue| queue.name_any() == *name) else { continue };
+            let lacking = given.iter().filter(|given| !covered(queue).any(|name| name == **given));
+            lines.extend(lacking.map(|resource| {
+                format!(
+                    "namespace {} gives its pods {resource}, which ClusterQueue {name} neither lends nor ignores, so it admits \
+                     no pods, groups or Deployments from there that ask for MIG profiles",
+                    namespace.name_any()
+                )
+            }));
+        }
+    }
+    Ok(lines.into_iter().collect())
+}
+
+/// The resources that a ClusterQueue lends.
+fn covered(queue: &ClusterQueue) -> impl Iterator<Item = &String> {
+    queue.spec.resource_groups.iter().flat_map(|group| &group.covered_resources)
 }

@@ -99,6 +99,19 @@ async fn on_an_older_server_a_job_a_deployment_and_a_bare_pod_run_behind_the_web
     });
     world.submit(&job("default", "batch", 2, &[("1g.6gb", 1)], "60")).await?;
     world.rig.apply_objects(vec![bare, deployment]).await?;
+    let counted = json!({
+        "apiVersion": "v1", "kind": "Namespace",
+        "metadata": {"name": "counted", "labels": {names::GPU_MEMORY_QUOTA_LABEL: "enabled"}},
+    });
+    world.rig.apply_objects(vec![counted]).await?;
+    let asks = pod("counted", "counted", &json!({"containers": [asking()]}));
+    world
+        .until("the webhook gives pods their GPU memory, and the policy lets that pass", || async {
+            let made = world.create(&asks, true).await.ok().and_then(|pod| pod.spec);
+            let limits = made.and_then(|spec| spec.containers.into_iter().next()?.resources?.limits);
+            Ok(limits.is_some_and(|limits| limits.get(names::GPU_MEMORY).is_some_and(|gib| gib.0 == "6")))
+        })
+        .await?;
     world
         .until("five pods run, each on the node that the controller chose", || async {
             let pods = world.pods("default").await?;
@@ -225,6 +238,10 @@ fn table() -> Vec<(&'static str, Value)> {
     let mut sidecar = asking();
     sidecar["restartPolicy"] = json!("Always");
     let (mine, ours) = (json!({"name": "example.com/mine"}), json!({"name": names::GATE}));
+    let mut by_hand = of(names::GPU_MEMORY, 3);
+    by_hand["name"] = json!("by-hand");
+    let mut sidecar_by_hand = sidecar.clone();
+    sidecar_by_hand["resources"]["limits"][names::GPU_MEMORY] = json!(1);
     vec![
         ("default", spec(&[&asking()])),
         ("default", spec(&[&plain])),
@@ -246,6 +263,11 @@ fn table() -> Vec<(&'static str, Value)> {
         ("default", with("nodeName", json!(""))),
         ("kube-system", spec(&[&asking()])),
         ("free", spec(&[&asking()])),
+        ("counted", spec(&[&both, &plain])),
+        ("counted", spec(&[&of("nvidia.com/mig-1g.10gb.me", 2), &by_hand])),
+        ("counted", spec(&[&of("nvidia.com/mig-big", 1)])),
+        ("counted", init(sidecar_by_hand)),
+        ("instaslice", spec(&[&both, &by_hand])),
     ]
 }
 
@@ -273,10 +295,15 @@ async fn the_webhook_makes_of_every_pod_what_the_policy_makes_of_it() -> Result<
         .into_iter()
         .partition(|object| object["kind"] == "MutatingWebhookConfiguration");
     rig.apply_objects(rest).await?;
-    rig.apply_yaml(
-        "{apiVersion: v1, kind: Namespace, metadata: {name: free, labels: {slicegate.dev/managed: 'false'}}}",
-    )
-    .await?;
+    for (name, key, value) in [
+        ("free", "slicegate.dev/managed", "false"),
+        ("counted", names::GPU_MEMORY_QUOTA_LABEL, "enabled"),
+        ("instaslice", names::INSTASLICE_LABEL, "true"),
+    ] {
+        let metadata = json!({"name": name, "labels": {key: value}});
+        rig.apply_objects(vec![json!({"apiVersion": "v1", "kind": "Namespace", "metadata": metadata})])
+            .await?;
+    }
     let operator = Operator::find()?.controller_args(webhook.args());
     operator.install_parts(&rig, &[]).await?;
     let client = rig.client().await?;
@@ -285,9 +312,9 @@ async fn the_webhook_makes_of_every_pod_what_the_policy_makes_of_it() -> Result<
     world.until("the check is Active by the policy", || world.check_condition("slicegate", "True")).await?;
     let by_policy = created(&world).await;
 
-    for kind in ["mutatingadmissionpolicybinding", "mutatingadmissionpolicy"] {
-        world.rig.kubectl(["delete", kind, names::GATE_NAME]).await?;
-    }
+    let bindings = [names::GATE_NAME, names::MEMORY_WEBHOOKS[0], names::MEMORY_WEBHOOKS[1]];
+    world.rig.kubectl(["delete", "mutatingadmissionpolicybinding"].into_iter().chain(bindings)).await?;
+    world.rig.kubectl(["delete", "mutatingadmissionpolicy", bindings[0], bindings[1]]).await?;
     world.until("the policy is gone", || async { Ok(world.refusal().await.is_some()) }).await?;
     world.until_gate_missing("Apply config/webhook again.").await?;
     world.rig.apply_objects(configuration).await?;
@@ -295,6 +322,12 @@ async fn the_webhook_makes_of_every_pod_what_the_policy_makes_of_it() -> Result<
     world.until("the check is Active by the webhook", || world.check_condition("slicegate", "True")).await?;
     let by_webhook = created(&world).await;
 
+    let limits =
+        |made: &Result<Value, String>| made.as_ref().unwrap()["containers"][0]["resources"]["limits"].clone();
+    let [of_counted, .., of_instaslice] = by_webhook.last_chunk::<5>().unwrap();
+    assert_eq!(limits(of_counted)[names::GPU_MEMORY], "6");
+    assert_eq!(limits(of_counted)[names::INSTASLICE_MEMORY], Value::Null);
+    assert_eq!(limits(of_instaslice)[names::INSTASLICE_MEMORY], "6Gi");
     let mut gated = 0;
     for (((namespace, spec), by_policy), by_webhook) in table().into_iter().zip(by_policy).zip(by_webhook) {
         assert_eq!(by_webhook, by_policy, "{namespace}: {spec}");

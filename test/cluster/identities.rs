@@ -108,6 +108,14 @@ async fn an_agent_writes_its_own_nodes_objects_and_nothing_else() -> Result<()> 
         "only the nvidia.com/mig-* resources",
     )
     .await;
+    let memory = Patch::Merge(resources("slicegate.dev/gpu-memory"));
+    nodes.patch_status("gpu-a", &dry_run, &memory).await?;
+    refused(
+        "another Node's memory",
+        nodes.patch_status("gpu-b", &merge, &memory),
+        "may not write nodes gpu-b",
+    )
+    .await;
     refused(
         "removal of foreign resources",
         nodes.patch_status(

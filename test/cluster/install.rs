@@ -96,9 +96,13 @@ async fn each_way_to_install_brings_one_gate_and_a_controller_that_knows_of_it()
     ] {
         let objects = rendered(&repo, folder)?;
         let count = |kind: &str| of(&objects, kind).len();
-        assert_eq!(count("MutatingAdmissionPolicy"), policies, "{folder}");
-        assert_eq!(count("MutatingAdmissionPolicyBinding"), policies, "{folder}");
+        // The gate, and GPU memory by either of two labels.
+        assert_eq!(count("MutatingAdmissionPolicy"), 2 * policies, "{folder}");
+        assert_eq!(count("MutatingAdmissionPolicyBinding"), 3 * policies, "{folder}");
         assert_eq!(count("MutatingWebhookConfiguration"), webhooks, "{folder}");
+        let called = of(&objects, "MutatingWebhookConfiguration");
+        let called = called.iter().filter_map(|object| object["webhooks"].as_array()).flatten().count();
+        assert_eq!(called, 3 * webhooks, "{folder}");
         assert_eq!(count("Service"), webhooks, "{folder}");
         assert_eq!(count("Certificate"), certificates, "{folder}");
         // Whoever keeps the certificates needs rights to; who does not has none.

@@ -8,6 +8,7 @@ mod chargeback;
 mod checker;
 mod conformance;
 mod gate;
+mod gpu_memory;
 mod identities;
 mod install;
 mod kinds;

@@ -15,7 +15,7 @@ use crate::watched::Watched;
 
 const MEMORY: &str = "slicegate.dev/gpu-memory";
 
-static CLUSTER: Group = Group::with(&[], configured);
+pub static CLUSTER: Group = Group::with(&[], configured);
 
 /// The transformations of an A30's profiles, as `kubectl slices kueue-config --strategy replace` prints them.
 fn wanted() -> Value {
@@ -29,7 +29,7 @@ fn configured(options: Options) -> Options {
 }
 
 /// A ClusterQueue that lends so many GiB, and no profile by name.
-fn cluster_queue(place: &Watched, gib: u32) -> Value {
+pub fn cluster_queue(place: &Watched, gib: u32) -> Value {
     let mut queue = queues::cluster_queue(place.name(), &[place.name()], &[(place.name(), &[])]);
     let group = &mut queue["spec"]["resourceGroups"][0];
     group["coveredResources"].as_array_mut().unwrap().push(json!(MEMORY));
@@ -39,7 +39,7 @@ fn cluster_queue(place: &Watched, gib: u32) -> Value {
 }
 
 /// Runs `kubectl slices kueue-config`; what it prints, or what it says is wrong.
-async fn kueue_config(place: &Watched, args: &[&str]) -> Result<Result<String, String>> {
+pub async fn kueue_config(place: &Watched, args: &[&str]) -> Result<Result<String, String>> {
     let program: PathBuf = place.operator.kubectl_slices();
     let output = tokio::process::Command::new(program)
         .env("KUBECONFIG", place.rig().kubeconfig())
@@ -122,6 +122,19 @@ async fn kueues_configuration_is_printed_and_the_live_one_compared_with_it() -> 
         "{uncovered}"
     );
     assert!(!uncovered.contains("nvidia.com/mig-"), "{uncovered}");
+    // What pods of such a namespace are given must be lent or ignored.
+    place.kubectl("label namespace compared instaslice.redhat.com/enable-mutation=true").await?;
+    let mut strict = parsed.clone();
+    let inputs = strict["resources"]["transformations"].as_array_mut().context("transformations")?;
+    inputs.retain(|t| !t["input"].as_str().unwrap().starts_with("instaslice"));
+    publish(&place, &serde_saphyr::to_string(&strict)?).await?;
+    let barred = kueue_config(&place, &check).await?.unwrap_err();
+    let given = "namespace compared gives its pods instaslice.redhat.com/accelerator-memory-quota, which ClusterQueue compared \
+                 neither lends nor ignores";
+    assert!(barred.contains(given), "{barred}");
+    publish(&place, &printed).await?;
+    let ignored = kueue_config(&place, &check).await?.unwrap_err();
+    assert!(!ignored.contains("gives its pods"), "{ignored}");
     let mut lenient = parsed.clone();
     lenient["resources"]["quotaCheckStrategy"] = json!("IgnoreUndeclared");
     publish(&place, &serde_saphyr::to_string(&lenient)?).await?;

@@ -74,6 +74,7 @@ impl ApiServer {
             "webhooks": [
                 {"name": "other.example.com", "clientConfig": {}, "sideEffects": "None", "admissionReviewVersions": ["v1"]},
                 {"name": "gate.slicegate.dev", "clientConfig": {}, "sideEffects": "None", "admissionReviewVersions": ["v1"]},
+                {"name": "memory.slicegate.dev", "clientConfig": {}, "sideEffects": "None", "admissionReviewVersions": ["v1"]},
             ],
         }));
         objects.configuration = Some(configuration);
@@ -96,7 +97,10 @@ impl ApiServer {
     /// What the API server is told to trust, PEM.
     fn bundle(&self) -> Option<String> {
         let objects = self.objects();
-        let bundle = &objects.configuration.as_ref()?["webhooks"][1]["clientConfig"]["caBundle"];
+        let webhooks = &objects.configuration.as_ref()?["webhooks"];
+        assert_eq!(webhooks[0]["clientConfig"], json!({}), "somebody else's");
+        let bundle = &webhooks[1]["clientConfig"]["caBundle"];
+        assert_eq!(webhooks[2]["clientConfig"]["caBundle"], *bundle, "all of ours have the same");
         Some(String::from_utf8(BASE64_STANDARD.decode(bundle.as_str()?).unwrap()).unwrap())
     }
 
@@ -135,9 +139,13 @@ async fn handle(State(server): State<ApiServer>, request: Request) -> Response {
             answer(StatusCode::OK, &object)
         }
         (&Method::PATCH, None, Some(old)) if body[0]["value"] == version(&old) => {
-            assert_eq!(body[1]["path"], "/webhooks/1/clientConfig/caBundle");
             let mut object = old;
-            object["webhooks"][1]["clientConfig"]["caBundle"] = body[1]["value"].clone();
+            for operation in &body.as_array().unwrap()[1..] {
+                let path = operation["path"].as_str().unwrap();
+                let webhook = path.strip_suffix("/caBundle").unwrap();
+                assert_eq!(operation["op"], "add");
+                object.pointer_mut(webhook).unwrap()["caBundle"] = operation["value"].clone();
+            }
             let object = objects.stamp(object);
             objects.configuration = Some(object.clone());
             answer(StatusCode::OK, &object)

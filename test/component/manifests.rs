@@ -10,13 +10,14 @@ use k8s_openapi::api::admissionregistration::v1::{
 };
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
 use k8s_openapi::api::batch::v1::Job;
-use k8s_openapi::api::core::v1::{Namespace, Pod, PodSpec, Service, ServiceAccount};
+use k8s_openapi::api::core::v1::{Namespace, Pod, PodSpec, ResourceQuota, Service, ServiceAccount};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, Role, RoleBinding};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use slicegate::api::convert::workload::pod_demand;
+use slicegate::api::gpu_memory::UNITS;
 use slicegate::api::{MIGNode, SlicePolicy, kueue, names};
 use slicegate::controller::gate;
 use slicegate_core::profile::{ProfileName, RESOURCE_PREFIX};
@@ -53,7 +54,10 @@ fn every_sample_asks_for_slices_that_the_queue_lends() {
         serde_json::from_value(queue["spec"]["resourceGroups"][0]["coveredResources"].clone()).unwrap();
     let mut samples = 0;
     for (path, document) in documents("samples") {
-        if document["kind"] == "Kustomization" {
+        // What is around a team's workloads.
+        if ["Kustomization", "Namespace", "ResourceQuota", "LocalQueue"]
+            .contains(&document["kind"].as_str().unwrap())
+        {
             continue;
         }
         let mut asked = BTreeSet::new();
@@ -156,6 +160,56 @@ fn policy_webhook_and_refusals_speak_of_the_same_pods() {
 }
 
 #[test]
+fn policies_and_webhooks_count_memory_of_the_same_pods_in_the_same_way() {
+    let named = |kind: &str, name: &str| {
+        let mut found =
+            of_kind("config", kind).into_iter().filter(|object| object["metadata"]["name"] == name);
+        found.next().unwrap_or_else(|| panic!("no {kind} {name}"))
+    };
+    let [ours, instaslice] = names::MEMORY_WEBHOOKS;
+    let policy = named("MutatingAdmissionPolicy", ours)["spec"].clone();
+    let refusal = named("ValidatingAdmissionPolicy", ours)["spec"].clone();
+    assert_eq!(refusal["matchConditions"], policy["matchConditions"]);
+    assert_eq!(refusal["failurePolicy"], policy["failurePolicy"]);
+    // What is a profile's name is said four times, and must be said in one way.
+    let text = fs::read_to_string(repository("config/policy/memory.yaml")).unwrap();
+    let patterns: BTreeSet<&str> =
+        text.split(".matches('").skip(1).map(|rest| rest.split_once('\'').unwrap().0).collect();
+    assert_eq!(patterns.len(), 1, "{patterns:?}");
+    let text: String = text + &fs::read_to_string(repository("config/policy/agent.yaml")).unwrap();
+    for unit in UNITS {
+        assert!(text.contains(&format!("'{}'", unit.resource)), "{}", unit.resource);
+    }
+
+    let configuration = named("MutatingWebhookConfiguration", names::GATE_NAME);
+    let webhooks = configuration["webhooks"].as_array().unwrap();
+    let selectors = [
+        serde_json::json!({"matchExpressions": [
+            {"key": names::GPU_MEMORY_QUOTA_LABEL, "operator": "In", "values": ["enabled"]},
+            {"key": names::INSTASLICE_LABEL, "operator": "NotIn", "values": ["true"]},
+        ]}),
+        serde_json::json!({"matchLabels": {names::INSTASLICE_LABEL: "true"}}),
+    ];
+    for ((name, path), selector) in
+        names::MEMORY_WEBHOOKS.iter().zip(gate::review::MEMORY_PATHS).zip(&selectors)
+    {
+        let webhook = webhooks.iter().find(|webhook| webhook["name"] == *name).unwrap();
+        for same in ["matchConditions", "failurePolicy", "reinvocationPolicy"] {
+            assert_eq!(webhook[same], policy[same], "{name} {same}");
+        }
+        assert_eq!(webhook["clientConfig"]["service"]["path"], path);
+        assert_eq!(webhook["namespaceSelector"], *selector);
+    }
+    let bound = |name: &str| {
+        let spec = named("MutatingAdmissionPolicyBinding", name)["spec"].clone();
+        assert_eq!(spec["policyName"], ours);
+        spec["matchResources"]["namespaceSelector"]["matchLabels"].clone()
+    };
+    assert_eq!(bound(ours), serde_json::json!({names::GPU_MEMORY_QUOTA_LABEL: "enabled"}));
+    assert_eq!(bound(instaslice), serde_json::json!({names::INSTASLICE_LABEL: "true"}));
+}
+
+#[test]
 fn the_webhook_is_called_where_the_controller_answers() {
     #[derive(Parser)]
     struct Cli {
@@ -213,6 +267,7 @@ fn no_manifest_has_a_field_that_its_type_does_not_know() {
                 "DaemonSet" => as_read::<DaemonSet>(&document),
                 "Job" => as_read::<Job>(&document),
                 "Pod" => as_read::<Pod>(&document),
+                "ResourceQuota" => as_read::<ResourceQuota>(&document),
                 "Service" => as_read::<Service>(&document),
                 "MutatingWebhookConfiguration" => as_read::<MutatingWebhookConfiguration>(&document),
                 // What is around the pods is read by the API server in the cluster tests.
@@ -346,7 +401,8 @@ fn the_quotas_are_what_the_gpus_of_each_flavor_can_hold() {
 #[test]
 fn every_kustomization_names_what_is_there_and_forgets_nothing() {
     // Servers never end, and frameworks may not be there: these are not among the samples that are applied together.
-    const APART: [&str; 3] = ["jobset.yaml", "vllm-deployment.yaml", "vllm-lws.yaml"];
+    const APART: [&str; 4] =
+        ["gpu-memory-quota.yaml", "jobset.yaml", "vllm-deployment.yaml", "vllm-lws.yaml"];
     let mut kustomizations = 0;
     for folder in ["samples", "kueue", "config", "crds"] {
         for (path, document) in documents(folder) {

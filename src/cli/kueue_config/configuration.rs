@@ -60,8 +60,8 @@ pub struct Transformation {
     /// The resource whose amount the outputs are multiplied by.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub multiply_by: Option<String>,
-    /// What counts for one of it.
-    #[serde(default)]
+    /// What counts for one of it; if nothing does, and it is replaced, it does not count at all.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub outputs: BTreeMap<String, String>,
 }
 
@@ -81,8 +81,26 @@ impl Configuration {
         wanted.iter().filter_map(|wanted| self.difference(wanted)).collect()
     }
 
+    /// Whether Kueue takes no notice of a resource that pods ask for, whatever ClusterQueues lend.
+    pub fn ignores(&self, resource: &str) -> bool {
+        let resources = &self.resources;
+        let replaced = |t: &Transformation| {
+            t.input == resource && t.strategy == Strategy::Replace && t.outputs.is_empty()
+        };
+        resources.exclude_resource_prefixes.iter().any(|prefix| resource.starts_with(prefix))
+            || resources.transformations.iter().any(replaced)
+    }
+
     fn difference(&self, wanted: &Transformation) -> Option<String> {
         let input = &wanted.input;
+        if wanted.outputs.is_empty() {
+            return (!self.ignores(input)).then(|| {
+                format!(
+                    "{input} counts as pods ask for it themselves, which they do in namespaces that count GPU memory, and not by \
+                     their profiles alone"
+                )
+            });
+        }
         let prefix =
             self.resources.exclude_resource_prefixes.iter().find(|prefix| input.starts_with(*prefix));
         if let Some(prefix) = prefix {
@@ -146,7 +164,9 @@ mod tests {
         let one = |rest: &str| {
             format!(
                 "resources:\n  transformations:\n  - {{input: nvidia.com/mig-1g.10gb.me, outputs: {{slicegate.dev/gpu-memory: 10}}}}\n  \
-                 - {{input: nvidia.com/mig-1g.10gb{rest}}}\n"
+                 - {{input: nvidia.com/mig-1g.10gb{rest}}}\n  \
+                 - {{input: slicegate.dev/gpu-memory, strategy: Replace}}\n  \
+                 excludeResourcePrefixes: [instaslice.redhat.com/]\n"
             )
         };
         let cases = [
@@ -171,11 +191,14 @@ mod tests {
         let good = one(", outputs: {slicegate.dev/gpu-memory: '10'}");
         assert_eq!(differences(&good, Strategy::Retain), Vec::<String>::new());
         assert_eq!(differences(&good, Strategy::Replace).len(), 2);
-        assert_eq!(differences("", Strategy::Retain).len(), 2, "nothing is configured");
+        assert_eq!(differences("", Strategy::Retain).len(), 4, "nothing is configured");
         let excluded =
-            differences(&format!("{good}  excludeResourcePrefixes: [nvidia.com/]\n"), Strategy::Retain);
-        assert!(
-            excluded.len() == 2 && excluded[0].contains("left out by excludeResourcePrefixes nvidia.com/")
-        );
+            differences(&good.replace("instaslice.redhat.com/]", "nvidia.com/]"), Strategy::Retain);
+        assert!(excluded[0].contains("left out by excludeResourcePrefixes nvidia.com/"), "{excluded:?}");
+        assert_eq!(excluded.len(), 3, "{excluded:?}");
+        let twice =
+            differences(&good.replace("gpu-memory, strategy: Replace", "gpu-memory"), Strategy::Retain);
+        assert_eq!(twice.len(), 1, "{twice:?}");
+        assert!(twice[0].starts_with("slicegate.dev/gpu-memory counts as pods ask for it"), "{twice:?}");
     }
 }

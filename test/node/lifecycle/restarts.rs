@@ -1,9 +1,15 @@
 //! Programs of the node that end and start again while pods run.
 
 use anyhow::ensure;
+use k8s_openapi::api::core::v1::{Namespace, Pod};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use kube::Api;
+use kube::api::{Patch, PatchParams, PostParams};
+use serde_json::json;
+use slicegate::api::names::{GPU_MEMORY, GPU_MEMORY_QUOTA_LABEL};
 
 use super::history::History;
-use crate::support::on_the_node;
+use crate::support::{container, job, on_the_node};
 
 const RESOURCE: &str = "nvidia.com/mig-1g.10gb";
 
@@ -24,8 +30,27 @@ fn a_kubelet_restart_disturbs_no_pod_and_the_slices_are_back_at_once() {
             .await?;
         world.until("the slice is allocatable", || async { Ok(history.last().0 == 1) }).await?;
         world.is_undisturbed(namespace, &one).await?;
+        // A resource that no plugin stands for outlasts the kubelet, which lets pods in that ask for it.
+        ensure!(world.shown(GPU_MEMORY).await? == (160, 160), "{:?}", world.shown(GPU_MEMORY).await?);
+        let labels = Patch::Merge(json!({"metadata": {"labels": {GPU_MEMORY_QUOTA_LABEL: "enabled"}}}));
+        let namespaces = Api::<Namespace>::all(world.client.clone());
+        namespaces.patch(namespace, &PatchParams::default(), &labels).await?;
+        world
+            .until("pods are given GPU memory", || async {
+                let asks = job(namespace, "asks", &[container("main", "exit 0", &[("1g.10gb", 1)])]);
+                let mut pod = json!({"metadata": {"name": "asks"}, "spec": asks["spec"]["template"]["spec"]});
+                pod["apiVersion"] = json!("v1");
+                let dry_run = PostParams { dry_run: true, ..PostParams::default() };
+                let pod: Pod = serde_json::from_value(pod)?;
+                let made =
+                    Api::<Pod>::namespaced(world.client.clone(), namespace).create(&dry_run, &pod).await?;
+                Ok(memory_of(&made).is_some())
+            })
+            .await?;
         // Only what is registered can be given to anybody.
         let two = world.start(namespace, "two", "1g.10gb").await?;
+        let pod = world.pod_in(namespace, "two", "Running").await?;
+        ensure!(memory_of(&pod).is_some_and(|gib| gib.0 == "10"), "{:?}", pod.spec);
         ensure!(two.uuid != one.uuid && two.token != one.token, "{one:?}\n{two:?}");
         // What the GPUs could hold at most is shown whatever there is.
         ensure!(world.shown(RESOURCE).await? == (14, 2), "{:?}", world.shown(RESOURCE).await?);
@@ -35,6 +60,10 @@ fn a_kubelet_restart_disturbs_no_pod_and_the_slices_are_back_at_once() {
         world.clear(namespace).await?;
         world.nothing_leaks(&[]).await
     });
+}
+
+fn memory_of(pod: &Pod) -> Option<&Quantity> {
+    pod.spec.as_ref()?.containers.first()?.resources.as_ref()?.requests.as_ref()?.get(GPU_MEMORY)
 }
 
 #[test]
