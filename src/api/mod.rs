@@ -26,4 +26,6 @@ pub mod names;
 pub mod slice_policy;
 
 pub use mig_node::{MIGNode, MIGNodeSpec, MIGNodeStatus};
-pub use slice_policy::{KeepRoom, SlicePlacement, SlicePolicy, SlicePolicySpec, SliceReuse};
+pub use slice_policy::{
+    KeepRoom, OverHard, QuotaMode, SlicePlacement, SlicePolicy, SlicePolicySpec, SliceReuse,
+};

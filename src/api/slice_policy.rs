@@ -24,6 +24,7 @@ use serde::{Deserialize, Serialize};
     printcolumn(name = "Reuse", type_ = "string", json_path = ".spec.sliceReuse"),
     printcolumn(name = "Placement", type_ = "string", json_path = ".spec.slicePlacement"),
     printcolumn(name = "Keep Room After", type_ = "integer", json_path = ".spec.keepRoom.afterSeconds"),
+    printcolumn(name = "Quota", type_ = "string", json_path = ".spec.quota"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
 #[serde(rename_all = "camelCase")]
@@ -70,6 +71,46 @@ pub struct SlicePolicySpec {
     /// several checks cover a workload, what all of them allow counts.
     #[serde(default)]
     pub keep_room: KeepRoom,
+    /// Whether workloads wait until the ResourceQuotas of their namespace have room for all the pods that they will create.
+    /// Enforce: they wait, and hold no slices meanwhile; otherwise a quota would refuse the pods of a job that has been admitted,
+    /// and its slices would stand empty. Report: they are let in, and an Event says which quota will refuse pods. Off: quotas are
+    /// not looked at. Where several checks cover a workload, the strictest counts.
+    #[serde(default)]
+    pub quota: QuotaMode,
+    /// What becomes of a workload that asks for more than a ResourceQuota allows at all. Wait: it waits, and is queued again
+    /// like others, since the quota may be raised. Reject: Kueue deactivates it until somebody sets its spec.active again.
+    #[serde(default)]
+    pub quota_over_hard: OverHard,
+}
+
+/// Whether workloads wait for ResourceQuotas.
+#[derive(JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum QuotaMode {
+    /// They do.
+    #[default]
+    Enforce,
+    /// They do not, but are told.
+    Report,
+    /// They do not.
+    Off,
+    /// A value that only a later version knows: no check goes by this policy.
+    #[serde(other)]
+    #[schemars(skip)]
+    Unknown,
+}
+
+/// What becomes of workloads that no ResourceQuota can let in.
+#[derive(JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum OverHard {
+    /// They wait.
+    #[default]
+    Wait,
+    /// They are rejected.
+    Reject,
+    /// A value that only a later version knows: no check goes by this policy.
+    #[serde(other)]
+    #[schemars(skip)]
+    Unknown,
 }
 
 /// When room is kept for a workload that waits (spec.holds of the MIGNodes). Nobody else is placed there then, but for
@@ -175,6 +216,8 @@ impl Default for SlicePolicySpec {
             slice_reuse: SliceReuse::default(),
             slice_placement: SlicePlacement::default(),
             keep_room: KeepRoom::default(),
+            quota: QuotaMode::default(),
+            quota_over_hard: OverHard::default(),
         }
     }
 }

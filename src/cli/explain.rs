@@ -10,6 +10,7 @@ use slicegate_core::time::Timestamp;
 use slicegate_core::workload::Workload;
 
 use super::{Error, cluster};
+use crate::api::convert::quota::quantity;
 use crate::api::convert::{now, time};
 use crate::api::kueue;
 use crate::controller::writer::state_name;
@@ -75,12 +76,42 @@ fn text(workload: &Workload, explanation: Option<&Explanation>) -> String {
             shown(*until)
         );
     }
+    text.push_str(&quotas(explanation));
     match &explanation.pod_sets {
         Ok(pod_sets) => pod_sets.iter().for_each(|pod_set| text.push_str(&of_pod_set(pod_set))),
         Err(why) => {
             let _ = writeln!(text, "{why}");
         }
     }
+    text
+}
+
+/// What its pods will ask for of ResourceQuotas, if any count it.
+fn quotas(explanation: &Explanation) -> String {
+    let mut text = String::new();
+    if let Some(message) = &explanation.over_quota {
+        let _ = writeln!(text, "Cause: {}. {message}", Cause::Quota.label());
+    }
+    if explanation.quotas.is_empty() {
+        return text;
+    }
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING);
+    table.set_header(["RESOURCEQUOTA", "RESOURCE", "USED", "IN FLIGHT", "ASKED", "HARD", ""]);
+    for line in &explanation.quotas {
+        let figure = |amount| quantity(&line.resource, amount);
+        let over = line.used + line.in_flight + line.asked > line.hard;
+        table.add_row([
+            line.quota.to_string(),
+            line.resource.to_string(),
+            figure(line.used),
+            figure(line.in_flight),
+            figure(line.asked),
+            figure(line.hard),
+            if over { "exceeded".to_owned() } else { String::new() },
+        ]);
+    }
+    text.push_str(&super::lines(&mut table));
     text
 }
 

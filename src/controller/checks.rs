@@ -6,11 +6,14 @@ use std::time::Duration;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::ResourceExt;
 use slicegate_core::constraints::Constraints;
+use slicegate_core::quota::Mode;
 use slicegate_core::workload::{KeepRoom, Policy};
 
 use super::gate::presence::Presence;
 use crate::api::convert::workload::{Checks, Flavors, Queues};
-use crate::api::{SlicePlacement, SlicePolicy, SlicePolicySpec, SliceReuse, kueue, names};
+use crate::api::{
+    OverHard, QuotaMode, SlicePlacement, SlicePolicy, SlicePolicySpec, SliceReuse, kueue, names,
+};
 
 /// Condition type that Kueue looks at (`apis/kueue/v1beta2/admissioncheck_types.go`, `AdmissionCheckActive`).
 pub const ACTIVE: &str = "Active";
@@ -208,7 +211,10 @@ fn topologies(check: &str, queues: &Queues, flavors: &Flavors) -> Vec<String> {
 fn unknown(spec: &SlicePolicySpec) -> Option<(&'static str, &'static str)> {
     let reuse = (spec.slice_reuse == SliceReuse::Unknown).then_some(("sliceReuse", "Always, Never"));
     let placement = spec.slice_placement == SlicePlacement::Unknown;
-    reuse.or(placement.then_some(("slicePlacement", "Pack, Spread")))
+    let placement = placement.then_some(("slicePlacement", "Pack, Spread"));
+    let quota = (spec.quota == QuotaMode::Unknown).then_some(("quota", "Enforce, Report, Off"));
+    let over = (spec.quota_over_hard == OverHard::Unknown).then_some(("quotaOverHard", "Wait, Reject"));
+    reuse.or(placement).or(quota).or(over)
 }
 
 fn policy(spec: &SlicePolicySpec) -> Policy {
@@ -225,6 +231,12 @@ fn policy(spec: &SlicePolicySpec) -> Policy {
             workloads: spec.keep_room.max_workloads,
             percent: spec.keep_room.max_percent,
         },
+        quota: match spec.quota {
+            QuotaMode::Off => Mode::Off,
+            QuotaMode::Report => Mode::Report,
+            QuotaMode::Enforce | QuotaMode::Unknown => Mode::Enforce,
+        },
+        reject_over_hard: spec.quota_over_hard == OverHard::Reject,
     }
 }
 
@@ -329,7 +341,12 @@ mod tests {
     fn a_policy_with_a_value_of_a_later_version_makes_the_check_inactive_and_says_why() {
         let mut book = Book::default();
         book.set_check(check(Some(("SlicePolicy", "strict"))));
-        for (field, value) in [("slicePlacement", "Orbit"), ("sliceReuse", "Sometimes")] {
+        for (field, value) in [
+            ("slicePlacement", "Orbit"),
+            ("sliceReuse", "Sometimes"),
+            ("quota", "Wish"),
+            ("quotaOverHard", "Shrug"),
+        ] {
             let spec = serde_json::from_value(serde_json::json!({field: value})).unwrap();
             book.set_policy(SlicePolicy::new("strict", spec));
             let verdict = stale(&book).remove(0);

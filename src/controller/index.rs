@@ -14,13 +14,14 @@ use slicegate_core::engine::learn::Learner;
 use slicegate_core::id::{Attempt, NodeName, PodSetName, PodUid, WorkloadKey, WorkloadUid};
 use slicegate_core::node::{self, NodeSpec};
 use slicegate_core::plan::{self, Notice, Snapshot};
+use slicegate_core::quota::Member;
 use slicegate_core::resources::Resources;
 use slicegate_core::time::Timestamp;
 use slicegate_core::workload::{CheckState, Demand, Reservation, Workload};
 
 use super::checks::{self, Book};
 use super::gate::presence::Presence;
-use super::quotas::{self, Budgets, Tallied, Tallies};
+use super::quotas::{self, Budgets, Tallies};
 use super::takeover::Exposed;
 use super::writer::CheckEntry;
 use crate::api::convert::workload::Surroundings;
@@ -112,8 +113,9 @@ struct PodEntry {
     requests: Resources,
     /// The host that its node selector names.
     hostname: Option<String>,
+    namespace: String,
     /// How it counts against the quotas of its namespace.
-    tallied: Option<Tallied>,
+    member: Option<Member>,
 }
 
 struct MigEntry {
@@ -148,6 +150,8 @@ pub struct Index {
     queues: workload::Queues,
     budgets: Budgets,
     tallies: Tallies,
+    /// When the last change was taken in.
+    now: Timestamp,
     checks: Book,
     synced: BTreeSet<&'static str>,
     /// Pods that were deleted of late.
@@ -238,6 +242,7 @@ impl Index {
 
     /// Takes in a change.
     pub fn apply(&mut self, now: Timestamp, update: Update) {
+        self.now = now;
         match update {
             Update::Node(change) => {
                 self.spread(
@@ -555,19 +560,18 @@ impl Index {
         if self.pods.get(&uid).is_some_and(|known| version(object) < known.version) {
             return;
         }
-        self.forget_pod_entry(&uid);
+        let before = self.take_pod_entry(&uid).and_then(|entry| entry.member);
         let (seen, requests) = pod::from_api(object);
         let phase = object.status.as_ref().and_then(|s| s.phase.as_deref());
         let over = matches!(phase, Some("Succeeded" | "Failed"));
         let node = object.spec.as_ref().and_then(|s| s.node_name.clone()).map(NodeName::from);
         let owner = seen.as_ref().and_then(|p| p.workload.clone().zip(p.pod_set.clone()));
         let hostname = seen.as_ref().and_then(|p| p.pinned.clone());
-        let tallied = self.tallies.tallied(object);
-        if let Some(tallied) = &tallied {
-            quotas::count(&mut self.snapshot.namespaces, &uid, tallied);
-        }
+        let member = self.tallies.member(object);
+        let namespace = object.namespace().unwrap_or_default();
+        self.count_pod(&namespace, &uid, before.as_ref(), member.as_ref());
         let node = node.filter(|_| !over);
-        let entry = PodEntry { version: version(object), node, owner, requests, hostname, tallied };
+        let entry = PodEntry { version: version(object), node, owner, requests, hostname, namespace, member };
         self.tally(&uid, &entry, 1);
         match seen {
             Some(mut pod) => {
@@ -594,17 +598,20 @@ impl Index {
     }
 
     fn forget_pod(&mut self, uid: &PodUid) {
-        self.forget_pod_entry(uid);
+        if let Some(entry) = self.take_pod_entry(uid) {
+            self.count_pod(&entry.namespace, uid, entry.member.as_ref(), None);
+        }
         self.snapshot.pods.remove(uid);
     }
 
-    fn forget_pod_entry(&mut self, uid: &PodUid) {
-        if let Some(entry) = self.pods.remove(uid) {
-            self.tally(uid, &entry, -1);
-            if let Some(tallied) = &entry.tallied {
-                quotas::discount(&mut self.snapshot.namespaces, uid, tallied);
-            }
-        }
+    fn count_pod(&mut self, namespace: &str, uid: &PodUid, before: Option<&Member>, after: Option<&Member>) {
+        quotas::set_pod(&mut self.snapshot.namespaces, self.now, (namespace, uid), before, after);
+    }
+
+    fn take_pod_entry(&mut self, uid: &PodUid) -> Option<PodEntry> {
+        let entry = self.pods.remove(uid)?;
+        self.tally(uid, &entry, -1);
+        Some(entry)
     }
 
     /// Adds a pod to the usage of its node, or takes it away.
@@ -684,7 +691,7 @@ impl Index {
     fn convert_job(&mut self, uid: &WorkloadUid) {
         let Some(workload) = self.workloads.get(uid) else { return };
         let Some(name) = workload.namespace() else { return };
-        if self.snapshot.namespaces.get(&*name).is_none_or(|namespace| namespace.quotas.is_empty()) {
+        if self.snapshot.namespaces.get(&*name).is_none_or(|namespace| namespace.quotas().is_empty()) {
             return;
         }
         let ours = self.checks.policies().keys().map(String::as_str).collect();
@@ -801,6 +808,10 @@ impl Index {
         let mut waiting: BTreeSet<&WorkloadUid> = BTreeSet::new();
         for pod in self.snapshot.pods.values().filter(|pod| !pod.terminal) {
             let Some(uid) = &pod.workload else { continue };
+            // What asks for no slices waits for nobody.
+            if pod.asks_for.is_empty() {
+                continue;
+            }
             if pod.gated {
                 waiting.insert(uid);
             } else {

@@ -1,11 +1,13 @@
 //! The controller's metrics.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
-use prometheus::{Histogram, HistogramOpts, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
+use prometheus::{GaugeVec, Histogram, HistogramOpts, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
 use slicegate_core::plan::Cause;
 use slicegate_core::profile::ProfileName;
+use slicegate_core::quota::Standing;
 use slicegate_core::workload::CheckState;
 
 use super::chargeback::Chargeback;
@@ -21,6 +23,7 @@ pub struct Metrics {
     idle_units: IntGaugeVec,
     claimed: IntCounterVec,
     held_units: IntGauge,
+    quotas: GaugeVec,
     leader: IntGauge,
     pub(super) plan_seconds: Histogram,
     pub(super) chargeback: Chargeback,
@@ -65,7 +68,7 @@ impl Metrics {
                 "slicegate_blocked_requests",
                 "Workloads with quota that find no place, by cause: capacity and fragmentation are about room for slices (slices: \
                  which of the two cannot be said), resources about cpu, memory or pods, nodes about nodes out of service, profile \
-                 and size about what no node offers or the cluster could never hold",
+                 and size about what no node offers or the cluster could never hold, quota about a ResourceQuota",
             ),
             &["cause"],
         )?;
@@ -90,6 +93,15 @@ impl Metrics {
             "slicegate_held_units",
             "Placement units of GPUs that are kept for workloads that have waited long",
         )?;
+        let quotas = GaugeVec::new(
+            Opts::new(
+                "slicegate_resource_quota",
+                "ResourceQuotas of namespaces that submit workloads to Slicegate, by what is allowed (hard), what pods that there \
+                 are have of it (used), and what pods will have that do not exist yet, of workloads that are let in (in_flight): in \
+                 cores, bytes or devices",
+            ),
+            &["namespace", "resource_quota", "resource", "figure"],
+        )?;
         let leader = IntGauge::new(
             "slicegate_leader",
             "Whether this replica decides (1) or stands by for one that does (0)",
@@ -108,6 +120,7 @@ impl Metrics {
         registry.register(Box::new(idle_units.clone()))?;
         registry.register(Box::new(claimed.clone()))?;
         registry.register(Box::new(held_units.clone()))?;
+        registry.register(Box::new(quotas.clone()))?;
         registry.register(Box::new(leader.clone()))?;
         registry.register(Box::new(plan_seconds.clone()))?;
         Ok(Self {
@@ -119,6 +132,7 @@ impl Metrics {
             idle_units,
             claimed,
             held_units,
+            quotas,
             leader,
             plan_seconds,
             chargeback,
@@ -158,6 +172,36 @@ impl Metrics {
 
     pub(super) fn held_units(&self, units: u32) {
         self.held_units.set(units.into());
+    }
+
+    /// Sets the gauges of ResourceQuotas. Those of quotas that are gone go: nobody waits for them to change.
+    pub(super) fn quotas(
+        &self,
+        now: &BTreeMap<Arc<str>, Vec<Standing>>,
+        before: &BTreeMap<Arc<str>, Vec<Standing>>,
+    ) {
+        let names = |quotas: &BTreeMap<Arc<str>, Vec<Standing>>| -> BTreeSet<[Arc<str>; 3]> {
+            let each = quotas.iter().flat_map(|(namespace, lines)| lines.iter().map(move |l| (namespace, l)));
+            each.map(|(namespace, l)| [namespace.clone(), l.quota.clone(), l.resource.clone()]).collect()
+        };
+        for [namespace, quota, resource] in names(before).difference(&names(now)) {
+            for figure in ["hard", "used", "in_flight"] {
+                // It is an error only to remove what is not there.
+                let _ = self.quotas.remove_label_values(&[namespace, quota, resource, figure]);
+            }
+        }
+        for (namespace, lines) in now {
+            for line in lines {
+                for (figure, amount) in
+                    [("hard", line.hard), ("used", line.used), ("in_flight", line.in_flight)]
+                {
+                    let gauge =
+                        self.quotas.with_label_values(&[namespace, &line.quota, &line.resource, figure]);
+                    #[expect(clippy::cast_precision_loss, reason = "a gauge is a float")]
+                    gauge.set(amount as f64 / 1000.0);
+                }
+            }
+        }
     }
 
     pub(super) fn leader(&self, leads: bool) {

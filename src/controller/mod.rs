@@ -30,6 +30,7 @@ use slicegate_core::id::{Attempt, NodeName, PodUid, WorkloadKey, WorkloadUid};
 use slicegate_core::node::NodeSpec;
 use slicegate_core::plan::{Action, Limits, Notice, plan};
 use slicegate_core::profile::ProfileName;
+use slicegate_core::quota::Standing;
 use slicegate_core::workload::CheckState;
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::time::{sleep, sleep_until};
@@ -167,6 +168,7 @@ pub async fn run(
         deleting: BTreeSet::new(),
         taken: BTreeMap::new(),
         idle_units: BTreeMap::new(),
+        quotas: BTreeMap::new(),
         serving: BTreeMap::new(),
         opened: BTreeMap::new(),
         in_flight: 0,
@@ -259,6 +261,8 @@ struct Controller {
     taken: BTreeMap<ProfileName, u32>,
     /// The gauge of idle units as it was set last.
     idle_units: BTreeMap<ProfileName, u32>,
+    /// The gauges of ResourceQuotas as they were set last.
+    quotas: BTreeMap<Arc<str>, Vec<Standing>>,
     /// By node whose `spec` is being written: how many slices are claimed anew that are there, and how many that are to be made.
     serving: BTreeMap<NodeName, (u32, u32)>,
     /// When each open reservation was first seen, for the histogram of reserve-to-ready.
@@ -445,6 +449,10 @@ impl Controller {
             self.idle_units = plan.idle_units;
         }
         self.metrics.held_units(plan.held_units);
+        if self.quotas != plan.quotas {
+            self.metrics.quotas(&plan.quotas, &self.quotas);
+            self.quotas = plan.quotas;
+        }
         for action in plan.actions {
             self.begin(action);
         }

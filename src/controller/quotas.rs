@@ -7,11 +7,11 @@ use k8s_openapi::api::core::v1::{LimitRange, Namespace, Pod, ResourceQuota};
 use k8s_openapi::api::scheduling::v1::PriorityClass;
 use kube::ResourceExt;
 use slicegate_core::id::{PodUid, WorkloadUid};
-use slicegate_core::quota::{self, Charge, Job};
+use slicegate_core::quota::{self, Charge, Job, Member, State};
 use slicegate_core::time::Timestamp;
 
 use crate::api::convert::quota::{Defaults, charge_of, charged_until, keys_of, quota};
-use crate::api::kueue;
+use crate::api::{gpu_memory, kueue};
 
 /// Charges are alike for the pods of a job; so many different ones are kept before those that nobody uses are looked for.
 const MOST_CHARGES: usize = 4096;
@@ -41,22 +41,6 @@ pub struct Tallies {
     charges: BTreeSet<Arc<Charge>>,
 }
 
-/// How a pod counts in its namespace.
-#[derive(Debug)]
-pub struct Tallied {
-    namespace: Arc<str>,
-    charge: Arc<Charge>,
-    state: State,
-    keys: Vec<Arc<str>>,
-}
-
-#[derive(Clone, Copy, Debug)]
-enum State {
-    Live,
-    Over,
-    Leaving(Timestamp),
-}
-
 impl Tallies {
     /// What is filled into the pods of a namespace.
     pub fn defaults(&self, namespace: &str) -> Defaults {
@@ -65,6 +49,7 @@ impl Tallies {
         for (_, range) in self.limit_ranges.range(from..).take_while(|((within, _), _)| within == namespace) {
             defaults.limit(range);
         }
+        defaults.memory = self.labels.get(namespace).map_or(&[], gpu_memory::units);
         defaults.priority_class = self.default_classes.first().map(|name| name.as_str().into());
         defaults
     }
@@ -125,19 +110,14 @@ impl Tallies {
     }
 
     /// How a pod counts; `None` when its requests cannot be read, which the API server does not let happen.
-    pub fn tallied(&mut self, pod: &Pod) -> Option<Tallied> {
+    pub fn member(&mut self, pod: &Pod) -> Option<Member> {
         let phase = pod.status.as_ref().and_then(|s| s.phase.as_deref());
         let state = if matches!(phase, Some("Succeeded" | "Failed")) {
             State::Over
         } else {
             charged_until(pod).map_or(State::Live, State::Leaving)
         };
-        Some(Tallied {
-            namespace: pod.namespace()?.into(),
-            charge: self.share(charge_of(pod).ok()?),
-            state,
-            keys: keys_of(pod),
-        })
+        Some(Member { charge: self.share(charge_of(pod).ok()?), state, keys: keys_of(pod) })
     }
 
     fn share(&mut self, charge: Charge) -> Arc<Charge> {
@@ -153,74 +133,37 @@ impl Tallies {
     }
 }
 
-/// Counts a pod in its namespace.
-pub fn count(namespaces: &mut Namespaces, uid: &PodUid, pod: &Tallied) {
-    let namespace = namespaces.entry(pod.namespace.clone()).or_default();
-    match pod.state {
-        State::Live => {
-            namespace.pods.entry(pod.charge.clone()).or_default().live += 1;
-            for key in &pod.keys {
-                let present = namespace.present.entry(key.clone()).or_default();
-                *present.entry(pod.charge.clone()).or_default() += 1;
-            }
-        }
-        State::Over => namespace.pods.entry(pod.charge.clone()).or_default().over += 1,
-        State::Leaving(until) => {
-            namespace.leaving.insert(uid.clone(), (pod.charge.clone(), until));
-        }
+/// Takes in how a pod counts now, and how it counted before.
+pub fn set_pod(
+    namespaces: &mut Namespaces,
+    now: Timestamp,
+    (namespace, uid): (&str, &PodUid),
+    before: Option<&Member>,
+    after: Option<&Member>,
+) {
+    if before.is_none() && after.is_none() {
+        return;
     }
-}
-
-/// Takes back what [`count`] has counted.
-pub fn discount(namespaces: &mut Namespaces, uid: &PodUid, pod: &Tallied) {
-    let Some(namespace) = namespaces.get_mut(&pod.namespace) else { return };
-    let of = |count: &mut quota::Count| match pod.state {
-        State::Live => count.live = count.live.saturating_sub(1),
-        State::Over => count.over = count.over.saturating_sub(1),
-        State::Leaving(_) => {}
-    };
-    if let Some(count) = namespace.pods.get_mut(&pod.charge) {
-        of(count);
-        if *count == quota::Count::default() {
-            namespace.pods.remove(&pod.charge);
-        }
-    }
-    namespace.leaving.remove(uid);
-    if let State::Live = pod.state {
-        for key in &pod.keys {
-            let Some(present) = namespace.present.get_mut(key) else { continue };
-            if let Some(pods) = present.get_mut(&pod.charge) {
-                *pods = pods.saturating_sub(1);
-                if *pods == 0 {
-                    present.remove(&pod.charge);
-                }
-            }
-            if present.is_empty() {
-                namespace.present.remove(key);
-            }
-        }
-    }
-    if namespace.is_empty() {
-        namespaces.remove(&pod.namespace);
+    let known = namespaces.entry(namespace.into()).or_default();
+    known.set_pod(now, uid, before, after);
+    if known.is_empty() {
+        namespaces.remove(namespace);
     }
 }
 
 /// Takes in a ResourceQuota. Whether it is the first of its namespace.
 pub fn set_quota(namespaces: &mut Namespaces, object: &ResourceQuota) -> bool {
     let Some(namespace) = object.namespace() else { return false };
-    let quotas = &mut namespaces.entry(namespace.into()).or_default().quotas;
-    let first = quotas.is_empty();
-    quotas.insert(object.name_any().into(), quota(object));
+    let known = namespaces.entry(namespace.into()).or_default();
+    let first = known.quotas().is_empty();
+    known.set_quota(quota(object));
     first
 }
 
 /// Forgets a ResourceQuota.
 pub fn forget_quota(namespaces: &mut Namespaces, namespace: &str, name: &str) {
     let Some(known) = namespaces.get_mut(namespace) else { return };
-    known.quotas.remove(name);
-    if known.quotas.is_empty() {
-        known.jobs.clear();
-    }
+    known.forget_quota(name);
     if known.is_empty() {
         namespaces.remove(namespace);
     }
@@ -230,7 +173,7 @@ pub fn forget_quota(namespaces: &mut Namespaces, namespace: &str, name: &str) {
 pub fn quotas(namespaces: &Namespaces) -> impl Iterator<Item = (Arc<str>, Arc<str>)> {
     namespaces
         .iter()
-        .flat_map(|(namespace, known)| known.quotas.keys().map(|name| (namespace.clone(), name.clone())))
+        .flat_map(|(namespace, known)| known.quotas().keys().map(|name| (namespace.clone(), name.clone())))
 }
 
 /// Sets what of a workload is held against the quotas of its namespace.

@@ -20,6 +20,7 @@ mod provisioning;
 mod queues;
 mod quota_loss;
 mod relocation;
+mod resource_quota;
 mod several_checks;
 mod shared;
 mod sixty_jobs;

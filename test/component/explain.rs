@@ -145,6 +145,37 @@ async fn a_workload_is_explained_node_by_node_under_its_name_or_that_of_its_job(
 }
 
 #[tokio::test]
+async fn what_quotas_would_refuse_is_explained_with_its_figures() {
+    let mut lists = two_halves();
+    let quota = |name: &str, scopes: &str, hard: &str| {
+        yaml(&format!(
+            "{{metadata: {{name: {name}, namespace: team, uid: q-{name}}}, spec: {{hard: {{{hard}}}, scopes: {scopes}}}, \
+              status: {{hard: {{{hard}}}, used: {{requests.cpu: 1500m, pods: '2'}}}}}}"
+        ))
+    };
+    let ours = quota(
+        "ours",
+        "[]",
+        "requests.nvidia.com/mig-4g.24gb: '1', requests.cpu: '2', pods: '2', services: '1'",
+    );
+    let deadlines = quota("deadlines", "[Terminating]", "pods: '0'");
+    lists.insert("/api/v1/resourcequotas", vec![ours, deadlines]);
+    let text = explain(&cluster(lists, ""), "team", "job-whole-1").await.unwrap();
+    let lines: Vec<&str> = text.lines().skip(3).take_while(|line| !line.is_empty()).collect();
+    assert_eq!(
+        lines,
+        [
+            "Cause: quota. Waiting for ResourceQuota ours: too little pods is left in namespace team, counting the pods that \
+             workloads before it will create.",
+            "RESOURCEQUOTA   RESOURCE                          USED   IN FLIGHT   ASKED   HARD",
+            "ours            pods                              2      0           1       2      exceeded",
+            "ours            requests.cpu                      2      0           1       2      exceeded",
+            "ours            requests.nvidia.com/mig-4g.24gb   0      0           1       1",
+        ]
+    );
+}
+
+#[tokio::test]
 async fn what_cannot_be_explained_is_an_error_that_says_what_to_do() {
     let client = cluster(two_halves(), "");
     let error = async |name: &str| explain(&client, "team", name).await.unwrap_err().to_string();

@@ -13,6 +13,7 @@ use slicegate_core::quota::{Amounts, COUNT_PODS, Charge, Job, Quota, Requirement
 
 use super::workload::pods_of;
 use super::{controller, timestamp};
+use crate::api::gpu_memory::{self, Unit};
 use crate::api::{kueue, names};
 
 type Quantities = BTreeMap<String, Quantity>;
@@ -29,6 +30,19 @@ pub fn thousandths(quantity: &Quantity) -> Option<i128> {
     counted.is_finite().then_some(counted as i128)
 }
 
+/// Thousandths of a resource that a quota counts, as people write them.
+pub fn quantity(resource: &str, thousandths: i128) -> String {
+    const BINARY: [(&str, u32); 5] = [("Pi", 50), ("Ti", 40), ("Gi", 30), ("Mi", 20), ("Ki", 10)];
+    if thousandths % 1000 != 0 {
+        return format!("{thousandths}m");
+    }
+    let whole = thousandths / 1000;
+    let bytes = ["memory", "ephemeral-storage"].iter().any(|kind| resource.ends_with(kind))
+        || resource.contains("hugepages-");
+    let suffix = BINARY.iter().find(|(_, bits)| bytes && whole != 0 && whole % (1 << bits) == 0);
+    suffix.map_or_else(|| whole.to_string(), |(suffix, bits)| format!("{}{suffix}", whole >> bits))
+}
+
 /// What the API server fills into pods of a namespace where they say nothing.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Defaults {
@@ -38,6 +52,8 @@ pub struct Defaults {
     limits: Quantities,
     /// The PriorityClass with `globalDefault`.
     pub priority_class: Option<Arc<str>>,
+    /// The resources that count the GPU memory of its pods.
+    pub memory: &'static [Unit],
 }
 
 impl Defaults {
@@ -382,7 +398,9 @@ pub fn job(object: &kueue::Workload, ours: &BTreeSet<&str>, defaults: &Defaults)
         if is("Admitted") && !by_owner && !labelled(&pod_set.name) {
             return None;
         }
-        let charge = charge(pod_set.template.spec.as_ref()?, defaults).ok()?;
+        // What cannot be counted is invalid for its slices' sake already.
+        let spec = gpu_memory::added(pod_set.template.spec.as_ref()?, defaults.memory).ok()?;
+        let charge = charge(&spec, defaults).ok()?;
         Some((Arc::new(charge), pods_of(pod_set, status, admission)))
     });
     let uid: Arc<str> = object.uid()?.into();
@@ -393,4 +411,130 @@ pub fn job(object: &kueue::Workload, ours: &BTreeSet<&str>, defaults: &Defaults)
         pods: pods.filter(|(_, pods)| *pods > 0).collect(),
         admitted_elsewhere: checks.is_empty(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec(yaml: &str) -> PodSpec {
+        serde_saphyr::from_str(yaml).unwrap()
+    }
+
+    fn charged(yaml: &str, defaults: &Defaults) -> Vec<(String, String)> {
+        let charge = charge(&spec(yaml), defaults).unwrap();
+        let shown =
+            |(resource, amount): (&Arc<str>, &i128)| (resource.to_string(), quantity(resource, *amount));
+        charge.usage.0.iter().map(shown).collect()
+    }
+
+    fn all(pairs: &[(&str, &str)]) -> Vec<(String, String)> {
+        let pods = [("count/pods", "1"), ("pods", "1")];
+        let mut all: Vec<_> =
+            pods.iter().chain(pairs).map(|(r, q)| ((*r).to_owned(), (*q).to_owned())).collect();
+        all.sort();
+        all
+    }
+
+    #[test]
+    fn a_pod_is_charged_by_the_names_that_quotas_use() {
+        let pod = r"
+containers:
+- {name: a, resources: {requests: {cpu: 250m}, limits: {cpu: '1', memory: 1Gi, nvidia.com/mig-1g.10gb: 1}}}
+- {name: b, resources: {requests: {ephemeral-storage: 1G, hugepages-2Mi: 4Mi, example.com/fpga: 2}}}
+initContainers:
+- {name: sidecar, restartPolicy: Always, resources: {requests: {cpu: 100m}}}
+- {name: early, resources: {requests: {cpu: '4'}, limits: {nvidia.com/mig-3g.40gb: 1}}}
+overhead: {cpu: 10m, memory: 1Mi}
+";
+        let expected = all(&[
+            ("cpu", "4110m"),
+            ("requests.cpu", "4110m"),
+            ("limits.cpu", "1010m"),
+            ("memory", "1025Mi"),
+            ("requests.memory", "1025Mi"),
+            ("limits.memory", "1025Mi"),
+            ("ephemeral-storage", "1000000000"),
+            ("requests.ephemeral-storage", "1000000000"),
+            ("hugepages-2Mi", "4Mi"),
+            ("requests.hugepages-2Mi", "4Mi"),
+            ("requests.example.com/fpga", "2"),
+            ("requests.nvidia.com/mig-1g.10gb", "1"),
+            ("requests.nvidia.com/mig-3g.40gb", "1"),
+        ]);
+        assert_eq!(charged(pod, &Defaults::default()), expected);
+    }
+
+    #[test]
+    fn limit_ranges_fill_in_what_a_container_does_not_say_and_of_two_the_greater() {
+        let range = |yaml: &str| -> LimitRange {
+            serde_saphyr::from_str(&format!("{{metadata: {{name: x}}, spec: {{limits: [{yaml}]}}}}")).unwrap()
+        };
+        let mut defaults = Defaults::default();
+        defaults.limit(&range(
+            "{type: Container, default: {memory: 1Gi, cpu: '2'}, defaultRequest: {memory: 512Mi}}",
+        ));
+        defaults.limit(&range("{type: Container, default: {cpu: 1500m}, defaultRequest: {cpu: 100m}}"));
+        defaults.limit(&range("{type: Pod, max: {cpu: '9'}}"));
+        let said = "containers: [{name: a, resources: {limits: {cpu: '3'}, requests: {memory: 2Gi}}}]";
+        let expected = all(&[
+            ("cpu", "3"),
+            ("requests.cpu", "3"),
+            ("limits.cpu", "3"),
+            ("memory", "2Gi"),
+            ("requests.memory", "2Gi"),
+            ("limits.memory", "1Gi"),
+        ]);
+        assert_eq!(charged(said, &defaults), expected);
+        let unsaid = charged("containers: [{name: a}]", &defaults);
+        let of = |name: &str| unsaid.iter().find(|(resource, _)| resource == name).unwrap().1.clone();
+        assert_eq!((of("limits.cpu"), of("requests.cpu")), ("2".to_owned(), "100m".to_owned()));
+        let charge = charge(&spec("containers: [{name: a}]"), &defaults).unwrap();
+        assert!(charge.unspecified.is_empty() && !charge.best_effort);
+    }
+
+    #[test]
+    fn gpu_memory_counts_in_namespaces_that_count_it() {
+        let labels = [("slicegate.dev/gpu-memory-quota".to_owned(), "enabled".to_owned())].into();
+        let memory = gpu_memory::units(&labels);
+        let object: kueue::Workload = serde_saphyr::from_str(
+            r"
+metadata: {name: w, namespace: team, uid: u, ownerReferences: [{apiVersion: batch/v1, kind: Job, name: j, uid: j, controller: true}]}
+spec:
+  podSets:
+  - name: main
+    count: 2
+    template: {spec: {containers: [{name: c, resources: {limits: {nvidia.com/mig-2g.20gb: 2}}}]}}
+status:
+  admission: {clusterQueue: q}
+  conditions: [{type: QuotaReserved, status: 'True', reason: x, message: '', lastTransitionTime: '2026-01-01T00:00:10Z'}]
+  admissionChecks: [{name: mig, state: Pending, message: '', lastTransitionTime: '2026-01-01T00:00:20Z'}]
+",
+        )
+        .unwrap();
+        let job = job(&object, &["mig"].into(), &Defaults { memory, ..Defaults::default() }).unwrap();
+        let (charge, pods) = &job.pods[0];
+        assert_eq!(*pods, 2);
+        assert_eq!(charge.usage.get("requests.slicegate.dev/gpu-memory"), 40_000);
+        assert_eq!((&*job.id, &*job.keys[0], &*job.keys[1], &*job.keys[2]), ("j", "j", "w", "u"));
+    }
+
+    #[test]
+    fn the_lesser_of_spec_and_status_counts_and_what_cannot_be_read_is_said() {
+        let read = |yaml: &str| quota(&serde_saphyr::from_str(yaml).unwrap());
+        let changing = read(
+            "{metadata: {name: q}, spec: {hard: {pods: '3', cpu: '9'}}, status: {hard: {pods: '5', cpu: '1'}, used: {pods: '2'}}}",
+        );
+        assert_eq!((changing.hard.get("pods"), changing.hard.get("cpu")), (3000, 1000));
+        assert_eq!((changing.used.get("pods"), &changing.unreadable), (2000, &None));
+        let odd = read("{metadata: {name: q}, spec: {hard: {pods: lots}}}");
+        assert_eq!(odd.unreadable.as_deref(), Some("spec.hard: cannot read the quantity \"lots\" of pods"));
+        let scoped = read(
+            "{metadata: {name: q}, spec: {scopes: [BestEffort, Lunar], scopeSelector: {matchExpressions: \
+             [{scopeName: PriorityClass, operator: In, values: [high]}]}}}",
+        );
+        let high = Requirement::In(["high".into()].into());
+        let scopes = [Scope::BestEffort, Scope::Unknown("Lunar".into()), Scope::PriorityClass(high)];
+        assert_eq!(scoped.scopes, scopes);
+    }
 }

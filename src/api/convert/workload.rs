@@ -89,7 +89,25 @@ pub fn from_api(object: &kueue::Workload, around: Surroundings<'_>) -> Option<Wo
         owner: controller(&object.metadata),
         replaces: replaces(object).map(Into::into),
         limit: limit(object, &status, condition("Admitted")),
+        bystanders: bystanders(object),
     })
+}
+
+/// The pod sets that ask for no slices.
+fn bystanders(object: &kueue::Workload) -> Vec<(PodSetName, Option<WorkloadUid>)> {
+    let asks = |pod_set: &kueue::PodSet| {
+        let spec = pod_set.template.spec.as_ref();
+        spec.is_some_and(|spec| pod_demand(spec).is_ok_and(|(slices, _)| !slices.is_empty()))
+    };
+    let others = object.spec.pod_sets.iter().filter(|pod_set| !asks(pod_set));
+    others.map(|p| (PodSetName::from(p.name.as_str()), label(object, p))).collect()
+}
+
+/// The uid that a template gives to its pods already, when the Workload replaces another whose pods run.
+fn label(object: &kueue::Workload, pod_set: &kueue::PodSet) -> Option<WorkloadUid> {
+    replaces(object)?;
+    let labels = pod_set.template.metadata.as_ref()?.labels.as_ref()?;
+    labels.get(names::WORKLOAD_LABEL).map(|uid| WorkloadUid::from(uid.as_str()))
 }
 
 /// How long Kueue lets a workload run (`pkg/controller/core/workload_controller.go`, `reconcileMaxExecutionTime`).
@@ -183,10 +201,7 @@ fn demand(
             slices,
             requests,
             constraints,
-            label: replaces(object).and_then(|_| {
-                let labels = pod_set.template.metadata.as_ref()?.labels.as_ref()?;
-                labels.get(names::WORKLOAD_LABEL).map(|uid| WorkloadUid::from(uid.as_str()))
-            }),
+            label: label(object, pod_set),
             allowed: allowed(status, &assigned, around.queues.get(&admission.cluster_queue), around.checks),
             flavors: format!("flavor{} {names}", if assigned.len() == 1 { "" } else { "s" }),
         });

@@ -169,6 +169,7 @@ fn workload(i: usize, runs: bool) -> Workload {
         owner: Some(format!("job-{i}").into()),
         replaces: None,
         limit: None,
+        bystanders: Vec::new(),
     }
 }
 

@@ -4,6 +4,7 @@
 //! is refused, as in `apiserver/pkg/admission/plugin/resourcequota/controller.go`, `CheckRequest`.
 
 mod account;
+mod namespace;
 mod scope;
 #[cfg(test)]
 mod tests;
@@ -11,9 +12,8 @@ mod tests;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use crate::id::{PodUid, WorkloadUid};
-use crate::time::Timestamp;
 pub use account::{Account, Lack, Standing, Verdict};
+pub use namespace::{Count, Job, Member, Namespace, State};
 pub use scope::{Requirement, Scope};
 
 /// The quota of pod objects in storage, whether they run or are over.
@@ -116,56 +116,5 @@ impl Quota {
     /// Whether it counts a pod. A scope that is not known counts all: nothing is let past what cannot be read.
     fn matches(&self, charge: &Charge) -> bool {
         self.scopes.iter().all(|scope| scope.matches(charge))
-    }
-}
-
-/// What of a job is held against quotas.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Job {
-    /// What several Workloads of the same job have in common: the uid of its owner, or that of the Workload if it has none. An
-    /// elastic job has two while it grows.
-    pub id: Arc<str>,
-    /// By what its pods are found in [`Namespace::present`]; the first that finds any counts.
-    pub keys: Vec<Arc<str>>,
-    /// What its pods are charged, and how many of them there are to be.
-    pub pods: Vec<(Arc<Charge>, u32)>,
-    /// It has been admitted by Kueue without any check of ours.
-    pub admitted_elsewhere: bool,
-}
-
-/// How many pods of one kind there are.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Count {
-    /// That run or are to run.
-    pub live: u32,
-    /// That are over, with their objects still there.
-    pub over: u32,
-}
-
-/// A namespace as ResourceQuotas see it.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Namespace {
-    /// Its ResourceQuotas.
-    pub quotas: BTreeMap<Arc<str>, Quota>,
-    /// All its pods, without those in `leaving`.
-    pub pods: BTreeMap<Arc<Charge>, Count>,
-    /// Pods being deleted, and until when they are charged in full if they do not go (`pods.go`, `QuotaV1Pod`).
-    pub leaving: BTreeMap<PodUid, (Arc<Charge>, Timestamp)>,
-    /// Pods that run or are to run and are not being deleted, by what tells whose they are: uid of the controller, own uid, pod
-    /// group, and the Workload's uid in their label. Each counts under all of them.
-    pub present: BTreeMap<Arc<str>, BTreeMap<Arc<Charge>, u32>>,
-    /// Those of its Workloads that have quota and are not over.
-    pub jobs: BTreeMap<WorkloadUid, Job>,
-}
-
-impl Namespace {
-    /// Whether nothing is known of it.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.quotas.is_empty()
-            && self.pods.is_empty()
-            && self.leaving.is_empty()
-            && self.present.is_empty()
-            && self.jobs.is_empty()
     }
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use crate::constraints::Constraints;
 use crate::id::{Attempt, PodSetName, WorkloadKey, WorkloadUid};
 use crate::profile::ProfileName;
+use crate::quota::Mode;
 use crate::resources::Resources;
 use crate::time::Timestamp;
 
@@ -100,6 +101,10 @@ pub struct Policy {
     pub idle_retention: Duration,
     /// When room is kept for a workload that waits.
     pub keep_room: KeepRoom,
+    /// Whether workloads wait for the ResourceQuotas of their namespaces.
+    pub quota: Mode,
+    /// Whether one that asks for more than a ResourceQuota allows at all is rejected.
+    pub reject_over_hard: bool,
 }
 
 /// When room is kept for a workload that waits, so that smaller ones do not take whatever comes free for ever.
@@ -168,6 +173,8 @@ impl Default for Policy {
             spread: false,
             idle_retention: seconds(300),
             keep_room: KeepRoom::default(),
+            quota: Mode::default(),
+            reject_over_hard: false,
         }
     }
 }
@@ -212,6 +219,8 @@ pub struct Workload {
     pub replaces: Option<Arc<str>>,
     /// How long Kueue lets it run; `None` when it may run for ever.
     pub limit: Option<RunLimit>,
+    /// Its pod sets that ask for no slices, with the uid that their template gives to the pods already.
+    pub bystanders: Vec<(PodSetName, Option<WorkloadUid>)>,
 }
 
 /// How long a workload may run before Kueue ends it (`spec.maximumExecutionTimeSeconds`).
@@ -268,6 +277,17 @@ impl Workload {
     pub fn keep_room(&self) -> KeepRoom {
         let policies = self.checks.iter().filter_map(|c| c.policy.as_ref());
         policies.map(|p| p.keep_room).reduce(KeepRoom::and).unwrap_or_default()
+    }
+
+    /// Whether it waits for ResourceQuotas: the strictest of what its policies say.
+    pub fn quota_mode(&self) -> Mode {
+        let policies = self.checks.iter().filter_map(|c| c.policy.as_ref());
+        policies.map(|p| p.quota).max().unwrap_or_default()
+    }
+
+    /// Whether it is rejected if it asks for more than a ResourceQuota allows at all.
+    pub fn rejects_over_hard(&self) -> bool {
+        self.checks.iter().filter_map(|c| c.policy.as_ref()).any(|p| p.reject_over_hard)
     }
 
     /// The shortest of what its policies grant.

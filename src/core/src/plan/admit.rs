@@ -12,6 +12,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::place::selects;
+use super::quotas::Held;
 use super::{Action, Pass};
 use crate::hands::{self, Hands};
 use crate::id::{Attempt, NodeName, PodSetName, WorkloadUid};
@@ -34,6 +35,7 @@ impl Pass<'_> {
         // What has been let in comes first: what it has lost, it needs at once. Then what has waited longest.
         open.sort_by_cached_key(|(w, r)| (!w.passed(), w.waits_since(r), &w.key));
         let mut promised = self.promised();
+        self.open_accounts();
         for (workload, reservation) in open {
             self.admit_one(workload, reservation, &mut promised);
         }
@@ -72,6 +74,9 @@ impl Pass<'_> {
             let message = format!("Waiting for AdmissionCheck {check} to bring nodes.");
             return self.tell(workload, CheckState::Pending, &message);
         }
+        if !runs && let Err(held) = self.hold_against_quotas(workload, reservation) {
+            return self.hold(workload, reservation, held);
+        }
         let placed = if runs {
             self.place_again(workload, &reservation.attempt, demand)
         } else {
@@ -91,6 +96,10 @@ impl Pass<'_> {
                 obstacle.earlier.filter(|earlier| workload.checks.iter().any(|c| c.message == *earlier));
             return self.turn_away(workload, reservation, passed, &told.unwrap_or(obstacle.message));
         }
+        // What runs is counted already.
+        if !runs {
+            self.promise_quota(workload);
+        }
         if passed {
             self.promise_more(workload, &reservation.attempt, promised);
             // Nothing is left to be told; and what it has is promised already.
@@ -99,8 +108,12 @@ impl Pass<'_> {
             }
         }
         if self.schedulable(workload, reservation, demand, passed, promised) {
-            let label = |p: &PodSetDemand| p.label.clone().unwrap_or_else(|| workload.key.uid.clone());
-            let label: Vec<_> = demand.iter().map(|p| (p.name.clone(), label(p))).collect();
+            let mine =
+                |label: &Option<WorkloadUid>| label.clone().unwrap_or_else(|| workload.key.uid.clone());
+            let label = demand.iter().map(|p| (p.name.clone(), mine(&p.label)));
+            // The others' pods count against quotas, so it must be known whose they are.
+            let others = workload.bystanders.iter().map(|(name, label)| (name.clone(), mine(label)));
+            let label: Vec<_> = label.chain(others).collect();
             for check in workload.checks.iter().filter(|c| c.state != CheckState::Ready) {
                 self.set_check(workload, check, CheckState::Ready, READY, &label);
             }
@@ -112,6 +125,22 @@ impl Pass<'_> {
             self.tell(workload, CheckState::Pending, &message);
         } else {
             self.wait_for_slices(workload, reservation, demand);
+        }
+    }
+
+    /// A workload that quotas do not let in has no use for slices.
+    fn hold(&mut self, workload: &Workload, reservation: &Reservation, held: Held) {
+        match held {
+            // The next event will tell; if none comes, time does.
+            Held::Unsettled => self.recheck(reservation.since + self.limits.patience),
+            Held::Waits(obstacle) => {
+                *self.plan.blocked.entry(obstacle.cause).or_default() += 1;
+                self.turn_away(workload, reservation, workload.passed(), &obstacle.message);
+            }
+            Held::Rejected(message) => {
+                self.give_up(workload, &reservation.attempt);
+                self.tell(workload, CheckState::Rejected, &message);
+            }
         }
     }
 

@@ -8,6 +8,7 @@ use super::{Cause, Limits, Pass, Snapshot};
 use crate::id::{Attempt, GpuUuid, NodeName, WorkloadUid};
 use crate::ledger::{Ledger, NoFit};
 use crate::node::Node;
+use crate::quota::Standing;
 use crate::time::Timestamp;
 use crate::workload::{Demand, PodSetDemand, Workload};
 
@@ -21,6 +22,10 @@ pub struct Explanation {
     pub until: Timestamp,
     /// Its pod sets that ask for slices; why that is not known, otherwise.
     pub pod_sets: Result<Vec<PodSetView>, String>,
+    /// How it stands with the ResourceQuotas that count what its pods will ask for.
+    pub quotas: Vec<Standing>,
+    /// What it lacks of them.
+    pub over_quota: Option<String>,
     /// Room that is kept for it: node, GPU, first unit, units, until when.
     pub kept: Vec<(NodeName, GpuUuid, u8, u8, Timestamp)>,
 }
@@ -66,6 +71,15 @@ pub fn explain(
     let reservation = workload.open()?;
     let mut pass = Pass::open(now, world, limits);
     pass.put_in_order();
+    pass.open_accounts();
+    for other in world.workloads.values().filter(|other| !other.admitted && other.key != workload.key) {
+        if other.open().is_some() && other.passed() {
+            pass.promise_quota(other);
+        }
+    }
+    // What is let in asks for nothing any more.
+    let waits = !workload.admitted;
+    let (quotas, over_quota) = if waits { pass.quotas_of(workload) } else { Default::default() };
     // Its own room is not kept from itself.
     pass.lift(|hold| hold.workload.uid == workload.key.uid);
     let pod_sets = match &reservation.demand {
@@ -78,7 +92,8 @@ pub fn explain(
     });
     let kept = holds.filter(|(_, hold)| hold.workload.uid == workload.key.uid && hold.until > now);
     let kept = kept.map(|(node, hold)| (node.clone(), hold.gpu.clone(), hold.start, hold.size, hold.until));
-    Some(Explanation { until: workload.held_until(reservation), pod_sets, kept: kept.collect() })
+    let until = workload.held_until(reservation);
+    Some(Explanation { until, pod_sets, quotas, over_quota, kept: kept.collect() })
 }
 
 impl Pass<'_> {

@@ -17,6 +17,7 @@ mod look_ahead;
 mod notice;
 mod offers;
 mod place;
+mod quotas;
 mod release;
 mod relocate;
 mod reserved;
@@ -253,6 +254,8 @@ pub struct Plan {
     pub idle_units: BTreeMap<ProfileName, u32>,
     /// Placement units that are kept for workloads that have waited long.
     pub held_units: u32,
+    /// How it stands with the ResourceQuotas of namespaces whose workloads are ours.
+    pub quotas: BTreeMap<Arc<str>, Vec<quota::Standing>>,
 }
 
 /// Decides what to do next.
@@ -301,6 +304,8 @@ struct Pass<'a> {
     hands: BTreeMap<NodeName, Vec<Hands>>,
     /// Pods of each pod set that are being moved and still there.
     leaving: BTreeMap<(WorkloadUid, PodSetName), u32>,
+    /// The quotas of namespaces whose workloads are ours.
+    accounts: BTreeMap<Arc<str>, quota::Account<'a>>,
     /// Why workloads that have been let in cannot have what they lack.
     obstacles: BTreeMap<WorkloadUid, String>,
     plan: Plan,
@@ -343,6 +348,7 @@ impl<'a> Pass<'a> {
             hosts: world.nodes.values().filter_map(hostname).collect(),
             hands: BTreeMap::new(),
             leaving: BTreeMap::new(),
+            accounts: BTreeMap::new(),
             obstacles: BTreeMap::new(),
             plan: Plan::default(),
         };
@@ -546,6 +552,8 @@ impl<'a> Pass<'a> {
         }
         writes.append(&mut self.plan.actions);
         self.plan.actions = writes;
+        self.plan.quotas =
+            self.accounts.iter().map(|(name, account)| (name.clone(), account.standings(None))).collect();
         self.plan
     }
 }

@@ -54,6 +54,13 @@ pub enum Matter {
     },
     /// A slice was made anew under a pod, which cannot use it any more and is about to be deleted.
     Remade,
+    /// A ResourceQuota will refuse pods of a workload that is let in all the same.
+    OverQuota {
+        /// The ResourceQuota.
+        quota: Arc<str>,
+        /// The resource of which there is too little, or that would have to be named.
+        resource: Option<Arc<str>>,
+    },
     /// A pod is evicted so that another workload finds room.
     Relocated {
         /// The workload.
@@ -69,6 +76,7 @@ impl Matter {
             Self::Taken { .. } => "SliceTaken",
             Self::Failed { .. } => "SliceFailed",
             Self::Remade => "SliceRemade",
+            Self::OverQuota { .. } => "OverQuota",
             Self::Relocated { .. } => "Relocated",
         }
     }

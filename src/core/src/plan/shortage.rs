@@ -29,11 +29,13 @@ pub enum Cause {
     Profile,
     /// A cluster that could hold it at all.
     Size,
+    /// What a ResourceQuota of its namespace allows.
+    Quota,
 }
 
 impl Cause {
     /// All of them.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Capacity,
         Self::Fragmentation,
         Self::Slices,
@@ -41,6 +43,7 @@ impl Cause {
         Self::Nodes,
         Self::Profile,
         Self::Size,
+        Self::Quota,
     ];
 
     /// As a metrics label.
@@ -53,6 +56,7 @@ impl Cause {
             Self::Nodes => "nodes",
             Self::Profile => "profile",
             Self::Size => "size",
+            Self::Quota => "quota",
         }
     }
 

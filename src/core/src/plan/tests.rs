@@ -7,6 +7,7 @@ mod histories;
 mod holders;
 mod inheriting;
 mod keeping_idle;
+mod keeping_quotas;
 mod keeping_room;
 mod looking_ahead;
 mod making_way;

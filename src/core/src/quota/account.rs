@@ -4,10 +4,14 @@
 //! and not be known yet, or be known and not be in `used` yet. So what is taken lies between two figures: at most the greater of
 //! `used` and what the known pods are charged, and all pods in flight beside it; at least the greater of `used` and known pods with
 //! those in flight. Both are the same as soon as both watches have caught up.
+//!
+//! A pod that has ended is charged until the quota controller has counted anew, which shows as `used` falling; until then it is
+//! known as ended and counts (see [`Namespace::set_quota`]).
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use super::namespace::Ended;
 use super::{Amounts, Charge, Job, Namespace, Quota, Scope};
 use crate::time::Timestamp;
 
@@ -96,21 +100,32 @@ impl<'a> Account<'a> {
             let (known, in_flight) = (Amounts::default(), Amounts::default());
             Line { quota, known, in_flight, promised: BTreeMap::new() }
         };
-        let lines = namespace.quotas.values().map(line).collect();
+        let lines = namespace.quotas().values().map(line).collect();
         let mut account = Self { namespace, lines, recheck_at: None };
         for line in &mut account.lines {
-            for (charge, count) in namespace.pods.iter().filter(|(charge, _)| line.quota.matches(charge)) {
+            for (charge, count) in namespace.pods().iter().filter(|(charge, _)| line.quota.matches(charge)) {
                 line.known.add(&charge.usage, count.live.into());
                 line.known.add(&Charge::over(), count.over.into());
             }
-            for (charge, until) in namespace.leaving.values().filter(|(charge, _)| line.quota.matches(charge))
-            {
+            for (charge, until) in namespace.leaving().filter(|(charge, _)| line.quota.matches(charge)) {
                 let counts = *until > now;
                 let over = Charge::over();
                 line.known.add(if counts { &charge.usage } else { &over }, 1);
                 if counts {
                     account.recheck_at = account.recheck_at.into_iter().chain([*until]).min();
                 }
+            }
+        }
+        for line in &mut account.lines {
+            let counts = |e: &&Ended| {
+                e.until > now && !e.counted.contains(&line.quota.name) && line.quota.matches(&e.charge)
+            };
+            for ended in namespace.ended().filter(counts) {
+                line.known.add(&ended.charge.usage, 1);
+                if !ended.gone {
+                    line.known.add(&Charge::over(), -1);
+                }
+                account.recheck_at = account.recheck_at.into_iter().chain([ended.until]).min();
             }
         }
         for job in namespace.jobs.values().filter(|job| job.admitted_elsewhere) {
@@ -234,7 +249,7 @@ impl Line<'_> {
 /// What of a quota the pods of a job will have that do not exist yet.
 fn asked(namespace: &Namespace, quota: &Quota, job: &Job) -> Amounts {
     let mut asked = total(quota, job.pods.iter().map(|(charge, pods)| (charge, *pods)));
-    let present = job.keys.iter().find_map(|key| namespace.present.get(key));
+    let present = namespace.present(job);
     let present = total(quota, present.into_iter().flatten().map(|(charge, pods)| (charge, *pods)));
     asked.add(&present, -1);
     asked.positive()

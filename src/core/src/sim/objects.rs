@@ -314,6 +314,7 @@ pub fn workload(object: &Object<Workload>, policy: &Policy, busy: bool) -> Optio
         owner: Some(spec.job.clone()),
         replaces: spec.replaces.clone(),
         limit: None,
+        bystanders: Vec::new(),
     })
 }
 

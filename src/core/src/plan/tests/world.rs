@@ -16,6 +16,7 @@ use crate::workload::{
 };
 
 mod effects;
+mod quotas;
 
 /// A case of a test: its name, and what sets it up.
 pub(super) type Case = (&'static str, fn(&mut World));
@@ -51,6 +52,8 @@ pub(super) struct World {
     pub notes: Vec<(Notice, String)>,
     demands: BTreeMap<PodUid, PodSetDemand>,
     serial: u32,
+    /// Whether policies let workloads past quotas.
+    pub lenient: bool,
 }
 
 pub(super) fn slice(profile: &str, start: u8, size: u8) -> Slice {
@@ -94,6 +97,7 @@ impl World {
             notes: Vec::new(),
             demands: BTreeMap::new(),
             serial: 0,
+            lenient: false,
         }
     }
 
@@ -160,6 +164,7 @@ impl World {
             owner: None,
             replaces: None,
             limit: None,
+            bystanders: Vec::new(),
         };
         self.snap.workloads.insert(key.uid, workload);
         self.reserve(name, demand);
@@ -397,7 +402,10 @@ impl World {
     }
 
     pub fn plan(&self) -> Plan {
-        plan(self.now, &self.snap, &self.limits)
+        if self.snap.namespaces.is_empty() {
+            return plan(self.now, &self.snap, &self.limits);
+        }
+        plan(self.now, &self.counted(), &self.limits)
     }
 
     pub fn pass_time(&mut self, time: Duration) {

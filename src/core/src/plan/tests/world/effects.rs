@@ -300,6 +300,9 @@ impl World {
         assert!(!matches!(from, CheckState::Retry | CheckState::Rejected), "Kueue resets {key} first");
         if to == CheckState::Ready {
             self.check_schedulable(workload);
+            if !self.lenient {
+                self.judge_quotas(workload);
+            }
         }
         let workload = self.snap.workloads.get_mut(&key.uid).unwrap();
         workload.version = format!("{}'", workload.version);
