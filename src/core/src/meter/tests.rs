@@ -35,6 +35,7 @@ fn workload(namespace: &str, name: &str, queue: &str) -> Workload {
         owner: Some(format!("{name}-job").into()),
         replaces: None,
         limit: None,
+        bystanders: Vec::new(),
     }
 }
 
