@@ -10,7 +10,7 @@ use kube::api::{Patch, PatchParams, PostParams};
 use serde_json::{Map, Value, json};
 use slicegate::api::convert::pod::{amount, requests};
 use slicegate::api::gpu_memory::{UNITS, Unit, added, units};
-use slicegate::api::kueue::ClusterQueue;
+use slicegate::api::kueue::{ClusterQueue, Workload};
 use slicegate::api::names::{GPU_MEMORY, GPU_MEMORY_QUOTA_LABEL, INSTASLICE_LABEL, INSTASLICE_MEMORY};
 use slicegate_core::simulate::random::Random;
 use slicegate_rig::operator::GpuNode;
@@ -107,12 +107,12 @@ async fn shown(place: &Place, node: &str) -> Result<[Option<i64>; 4]> {
     Ok([of(&capacity, ours), of(&allocatable, ours), of(&capacity, theirs), of(&allocatable, theirs)])
 }
 
-/// What Kueue says why a pod or Job has no quota.
-async fn lacking(place: &Place, owner: &str) -> Result<Option<String>> {
-    let workload = place.workload_of(&place.namespace, owner).await?;
-    let conditions = workload.and_then(|w| w.status).unwrap_or_default().conditions;
-    let waits = conditions.into_iter().find(|c| c.type_ == "QuotaReserved" && c.status == "False");
-    Ok(waits.map(|condition| condition.message))
+/// What Kueue says why workloads have no quota. Of several of the same shape it says it of one only.
+async fn lacking(place: &Place) -> Result<Vec<String>> {
+    let workloads = place.list::<Workload>(&place.namespace).await?;
+    let conditions = workloads.into_iter().filter_map(|w| w.status).flat_map(|status| status.conditions);
+    let waits = conditions.filter(|c| c.type_ == "QuotaReserved" && c.status == "False");
+    Ok(waits.map(|condition| condition.message).collect())
 }
 
 async fn until_pods_run(place: &Place, count: usize) -> Result<()> {
@@ -209,15 +209,16 @@ async fn kueue_admits_what_asks_for_gpu_memory_only_where_that_is_lent() -> Resu
     place.apply(deployment("served", 1, &slices("1g.6gb", 1))).await?;
     place.apply(pod("bare", &slices("1g.6gb", 1))).await?;
     place
-        .until("the pod waits for GPU memory", || async {
-            Ok(lacking(&place, "bare").await?.is_some_and(|why| why.contains(GPU_MEMORY)))
+        .until("pods wait for GPU memory", || async {
+            let why = format!("resource {GPU_MEMORY} unavailable in ClusterQueue");
+            Ok(lacking(&place).await?.iter().any(|said| said.contains(&why)))
         })
         .await?;
     until_pods_run(&place, 1).await?;
-    let path = "/spec/resourceGroups/0";
+    let group = "/spec/resourceGroups/0";
     let lend = json!([
-        {"op": "add", "path": format!("{path}/coveredResources/-"), "value": GPU_MEMORY},
-        {"op": "add", "path": format!("{path}/flavors/0/resources/-"), "value": {"name": GPU_MEMORY, "nominalQuota": 12}},
+        {"op": "add", "path": format!("{group}/coveredResources/-"), "value": GPU_MEMORY},
+        {"op": "add", "path": format!("{group}/flavors/0/resources/-"), "value": {"name": GPU_MEMORY, "nominalQuota": 12}},
     ]);
     let patch = Patch::Json::<()>(serde_json::from_value(lend)?);
     queues::object(&place.client, "ClusterQueue", None)

@@ -95,4 +95,20 @@ mod tests {
             MODELS.iter().all(|(_, model)| model.profiles.iter().all(|p| p.name.as_str().contains("gb")))
         );
     }
+
+    #[test]
+    fn no_set_of_slices_has_more_memory_by_name_than_its_gpu_is_said_to() {
+        for (name, model) in MODELS.iter() {
+            let most = model.most_gib();
+            let gib = |p: &Profile| u64::from(p.name.memory_gib().unwrap());
+            // What fits by itself, as often as it does.
+            let alone = model.profiles.iter().map(|p| gib(p) * u64::from(p.max_count)).max();
+            assert!(Some(most) >= alone, "{name}: {most}, and {alone:?}");
+            // Whatever is added to: units do not hold more than the profile that has the most in each.
+            let dense = |p: &Profile| (gib(p) * u64::from(model.units)).div_ceil(u64::from(p.size));
+            let densest = model.profiles.iter().map(dense).max();
+            assert!(Some(most) <= densest, "{name}: {most}, and {densest:?}");
+        }
+        assert_eq!(find("H200-141GB").unwrap().most_gib(), 143);
+    }
 }
