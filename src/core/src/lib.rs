@@ -9,6 +9,7 @@
 //! * [`ledger`]: one node's slices, claims and free resources, and what fits on it.
 //! * [`quota`]: what pods are charged by ResourceQuotas, and whether those to come still fit.
 //! * [`plan`]: the controller's decision.
+//! * [`report`]: how quotas stand to each other and to the GPUs.
 //! * [`agent`]: the node agent's decision.
 //! * [`tokens`]: the devices that the kubelet sees, and which slice each stands for.
 //! * [`election`]: which of several controllers leads.
@@ -31,6 +32,7 @@ pub mod node;
 pub mod plan;
 pub mod profile;
 pub mod quota;
+pub mod report;
 pub mod resources;
 #[cfg(any(test, feature = "sim"))]
 pub mod sim;

@@ -80,6 +80,17 @@ impl Ledger {
         contents.collect()
     }
 
+    /// The usable GPUs as they are: model, state without what stands idle, and whether something is there that is nobody's to
+    /// move. Those without are the GPUs of [`Ledger::loads`].
+    pub fn cards(&self) -> Vec<(Arc<Kind>, State, bool)> {
+        let strange = self.gpus.values().filter(|book| book.usable).map(is_strange);
+        self.contents()
+            .into_iter()
+            .zip(strange)
+            .map(|((kind, state, _), strange)| (kind, state, strange))
+            .collect()
+    }
+
     /// Placement units of the usable GPUs: those on which nothing is or is wanted and that are not held, and all.
     pub fn room(&self) -> (u32, u32) {
         let usable = self.gpus.values().filter(|book| book.usable);
