@@ -4,11 +4,15 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomRe
 use kube::CustomResourceExt;
 use serde_json::Value;
 
-use super::{MIGNode, SlicePolicy};
+use super::{MIGNode, SlicePolicy, SliceQuotaReport};
 
 /// Name and content of each file in `crds/`.
 pub fn files() -> Result<Vec<(&'static str, String)>, serde_saphyr::ser::Error> {
-    Ok(vec![("mignodes.yaml", yaml(&MIGNode::crd())?), ("slicepolicies.yaml", yaml(&SlicePolicy::crd())?)])
+    Ok(vec![
+        ("mignodes.yaml", yaml(&MIGNode::crd())?),
+        ("slicepolicies.yaml", yaml(&SlicePolicy::crd())?),
+        ("slicequotareports.yaml", yaml(&SliceQuotaReport::crd())?),
+    ])
 }
 
 fn yaml(crd: &CustomResourceDefinition) -> Result<String, serde_saphyr::ser::Error> {

@@ -24,8 +24,10 @@ pub mod kueue;
 pub mod mig_node;
 pub mod names;
 pub mod slice_policy;
+pub mod slice_quota_report;
 
 pub use mig_node::{MIGNode, MIGNodeSpec, MIGNodeStatus};
 pub use slice_policy::{
     KeepRoom, OverHard, QuotaMode, SlicePlacement, SlicePolicy, SlicePolicySpec, SliceReuse,
 };
+pub use slice_quota_report::{SliceQuotaReport, SliceQuotaReportStatus};

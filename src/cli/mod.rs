@@ -1,10 +1,11 @@
-//! `kubectl slices`: read-only views of the MIGNodes, of why a workload waits, and of what Kueue is told of them.
+//! `kubectl slices`: read-only views of the MIGNodes, of why a workload waits, of quotas, and of what Kueue is told of them.
 
 mod cluster;
 pub mod explain;
 pub mod gpus;
 pub mod kueue_config;
 mod nodes;
+pub mod quota;
 pub mod simulate;
 
 use std::io::IsTerminal;
@@ -36,6 +37,8 @@ enum Command {
     Gpus(Show),
     /// Why a workload waits: what it lacks, which nodes were considered and why each does not fit, and when it is queued again.
     Explain(Explain),
+    /// What ClusterQueues lend, what namespaces may use and what the GPUs can form; and what of it does not agree.
+    Quota(quota::Quota),
     /// What Kueue's Configuration needs so that one quota counts the GPU memory of slices of every profile.
     KueueConfig(kueue_config::KueueConfig),
 }
@@ -124,6 +127,9 @@ pub enum Error {
     /// The API server said no.
     #[error("cannot list MIGNodes: {0}")]
     Api(#[source] Box<kube::Error>),
+    /// What is asked about is not there, or cannot be read.
+    #[error("{0}")]
+    Quota(String),
     /// What Kueue is told is not as it should be, or cannot be found out.
     #[error("{0}")]
     Kueue(String),
@@ -141,6 +147,7 @@ pub async fn run(cli: Cli) -> Result<String, Error> {
             let namespace = namespace.as_deref().unwrap_or(client.default_namespace());
             return explain::explain(&client, namespace, workload).await;
         }
+        Command::Quota(args) => return quota::run(client, args).await,
         Command::KueueConfig(args) => {
             let nodes = read(client.clone(), &[]).await?;
             return kueue_config::run(client, args, &nodes).await;

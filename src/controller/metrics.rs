@@ -11,6 +11,7 @@ use slicegate_core::quota::Standing;
 use slicegate_core::workload::CheckState;
 
 use super::chargeback::Chargeback;
+use super::reports::Gauges;
 use super::writer::{Outcome, state_name};
 
 /// The controller's metrics.
@@ -27,6 +28,7 @@ pub struct Metrics {
     leader: IntGauge,
     pub(super) plan_seconds: Histogram,
     pub(super) chargeback: Chargeback,
+    pub(super) reports: Gauges,
 }
 
 impl Metrics {
@@ -39,16 +41,7 @@ impl Metrics {
             ),
             &["from", "state"],
         )?;
-        let reserve_to_ready = Histogram::with_opts(
-            HistogramOpts::new(
-                "slicegate_reserve_to_ready_milliseconds",
-                "Time from a quota reservation being seen to its check being Ready",
-            )
-            .buckets(vec![
-                5.0, 10.0, 20.0, 40.0, 80.0, 150.0, 300.0, 600.0, 1200.0, 2500.0, 5000.0, 10_000.0, 30_000.0,
-                120_000.0,
-            ]),
-        )?;
+        let reserve_to_ready = reserve_to_ready()?;
         let writes = IntCounterVec::new(
             Opts::new(
                 "slicegate_writes_total",
@@ -136,6 +129,7 @@ impl Metrics {
             leader,
             plan_seconds,
             chargeback,
+            reports: Gauges::new(registry)?,
         })
     }
 
@@ -211,6 +205,18 @@ impl Metrics {
     pub(super) fn write(&self, what: &str, outcome: Outcome) {
         self.writes.with_label_values(&[what, outcome.label()]).inc();
     }
+}
+
+/// Fine where an admission should be, coarse where it takes so long that somebody will look.
+fn reserve_to_ready() -> prometheus::Result<Histogram> {
+    let opts = HistogramOpts::new(
+        "slicegate_reserve_to_ready_milliseconds",
+        "Time from a quota reservation being seen to its check being Ready",
+    );
+    Histogram::with_opts(opts.buckets(vec![
+        5.0, 10.0, 20.0, 40.0, 80.0, 150.0, 300.0, 600.0, 1200.0, 2500.0, 5000.0, 10_000.0, 30_000.0,
+        120_000.0,
+    ]))
 }
 
 /// Sets a gauge. A profile of which there is none any more stays, with 0: an absent series raises no alarm, but ends none either.

@@ -13,6 +13,7 @@ pub mod gate;
 pub mod index;
 mod metrics;
 pub mod quotas;
+pub mod reports;
 mod takeover;
 mod watches;
 pub mod writer;
@@ -37,11 +38,12 @@ use tokio::time::{sleep, sleep_until};
 use tracing::{debug, info, warn};
 
 use crate::api::convert::{now, time};
-use crate::api::{MIGNode, SlicePolicy, kueue};
+use crate::api::{MIGNode, SlicePolicy, SliceQuotaReport, kueue};
 use crate::runtime::lease::{self, Hold, Lease, Role};
 use crate::runtime::{Clients, Ready};
 use index::{Index, Update};
 pub use metrics::Metrics;
+use reports::Reports;
 use takeover::{Exposed, Takeover};
 use writer::{CheckEntry, Outcome, Writer};
 
@@ -151,6 +153,8 @@ pub async fn run(
     check_served(&clients.calls).await?;
     let mut lease = Lease::stand(&args.election, clients.watches.clone(), clients.calls.clone())?;
     let (updates, seen) = mpsc::channel::<Update>(1024);
+    let (materials, taken) = mpsc::channel(1);
+    let reporting = reports::run(clients.clone(), metrics.clone(), lease.hold(), taken);
     let watches = tokio::spawn(follow_all(clients.watches, args.gate.gate_webhook, updates));
     let limits = Limits { agent_silence: Duration::from_secs(args.agent_silence), ..Limits::default() };
     let (messages, inbox) = mpsc::unbounded_channel();
@@ -175,10 +179,12 @@ pub async fn run(
         hold: lease.hold(),
         takeover: Takeover::default(),
         unanswered: None,
+        reports: Reports::new(materials),
     };
     let roles = lease.roles();
     let at_rest = tokio::select! {
         ended = watches => return Err(Error::Ended(ended.unwrap_or("everything"))),
+        _ = tokio::spawn(reporting) => return Err(Error::Ended("SliceQuotaReports")),
         // As Kubernetes' own controllers do: ending is the surest way to stop, and to start again with nothing half known.
         lost = lease.lost() => return Err(lost.into()),
         at_rest = controller.decide(inbox, seen, roles, ready, shutdown) => at_rest,
@@ -200,6 +206,7 @@ async fn check_served(client: &Client) -> Result<(), Error> {
     let probe = kube::api::ListParams::default().limit(1);
     served::<MIGNode>(client, &probe, OURS).await?;
     served::<SlicePolicy>(client, &probe, OURS).await?;
+    served::<SliceQuotaReport>(client, &probe, OURS).await?;
     served::<kueue::Workload>(client, &probe, KUEUE).await?;
     served::<kueue::AdmissionCheck>(client, &probe, KUEUE).await?;
     served::<kueue::ResourceFlavor>(client, &probe, KUEUE).await?;
@@ -227,21 +234,21 @@ async fn follow_all(client: Client, gate_webhook: bool, updates: mpsc::Sender<Up
     use watches::follow;
     let (c, u) = (|| client.clone(), || updates.clone());
     tokio::select! {
-        () = follow::<Node>(c(), Update::Node, u()) => "Nodes",
-        () = follow::<MIGNode>(c(), Update::MigNode, u()) => "MIGNodes",
-        () = follow::<Pod>(c(), Update::Pod, u()) => "Pods",
-        () = follow::<kueue::Workload>(c(), Update::Workload, u()) => "Workloads",
-        () = follow::<kueue::AdmissionCheck>(c(), Update::Check, u()) => "AdmissionChecks",
-        () = follow::<SlicePolicy>(c(), Update::Policy, u()) => "SlicePolicies",
-        () = follow::<kueue::ResourceFlavor>(c(), Update::Flavor, u()) => "ResourceFlavors",
+        () = follow::<Node, _>(c(), Update::Node, u()) => "Nodes",
+        () = follow::<MIGNode, _>(c(), Update::MigNode, u()) => "MIGNodes",
+        () = follow::<Pod, _>(c(), Update::Pod, u()) => "Pods",
+        () = follow::<kueue::Workload, _>(c(), Update::Workload, u()) => "Workloads",
+        () = follow::<kueue::AdmissionCheck, _>(c(), Update::Check, u()) => "AdmissionChecks",
+        () = follow::<SlicePolicy, _>(c(), Update::Policy, u()) => "SlicePolicies",
+        () = follow::<kueue::ResourceFlavor, _>(c(), Update::Flavor, u()) => "ResourceFlavors",
         () = gate::presence::follow(c(), gate_webhook, u()) => "the gate",
-        () = follow::<kueue::ClusterQueue>(c(), Update::Queue, u()) => "ClusterQueues",
-        () = follow::<kueue::LocalQueue>(c(), Update::LocalQueue, u()) => "LocalQueues",
-        () = follow::<kueue::Cohort>(c(), Update::Cohort, u()) => "Cohorts",
-        () = follow::<ResourceQuota>(c(), Update::Quota, u()) => "ResourceQuotas",
-        () = follow::<LimitRange>(c(), Update::LimitRange, u()) => "LimitRanges",
-        () = follow::<Namespace>(c(), Update::Namespace, u()) => "Namespaces",
-        () = follow::<PriorityClass>(c(), Update::PriorityClass, u()) => "PriorityClasses",
+        () = follow::<kueue::ClusterQueue, _>(c(), Update::Queue, u()) => "ClusterQueues",
+        () = follow::<kueue::LocalQueue, _>(c(), Update::LocalQueue, u()) => "LocalQueues",
+        () = follow::<kueue::Cohort, _>(c(), Update::Cohort, u()) => "Cohorts",
+        () = follow::<ResourceQuota, _>(c(), Update::Quota, u()) => "ResourceQuotas",
+        () = follow::<LimitRange, _>(c(), Update::LimitRange, u()) => "LimitRanges",
+        () = follow::<Namespace, _>(c(), Update::Namespace, u()) => "Namespaces",
+        () = follow::<PriorityClass, _>(c(), Update::PriorityClass, u()) => "PriorityClasses",
     }
 }
 
@@ -272,6 +279,7 @@ struct Controller {
     takeover: Takeover,
     /// When the last write came to nobody knows what.
     unanswered: Option<Instant>,
+    reports: Reports,
 }
 
 impl Controller {
@@ -335,7 +343,11 @@ impl Controller {
     /// never rests on what a later leader has written.
     fn proceed(&mut self, role: &Role) -> Option<Duration> {
         let Role::Leader { term, clean } = role else { return None };
-        if self.hold.is_ours() && self.take_over(term, *clean) { self.step(term) } else { None }
+        if !self.hold.is_ours() || !self.take_over(term, *clean) {
+            return None;
+        }
+        let recheck = self.step(term);
+        recheck.into_iter().chain(self.reports.proceed(&self.index)).min()
     }
 
     /// Lets the writes that are under way end, so that nothing is half known at the next start. True if they all have.
@@ -354,7 +366,10 @@ impl Controller {
 
     fn take_in(&mut self, message: Message) {
         match message {
-            Message::Seen(update) => self.index.apply(now(), update),
+            Message::Seen(update) => {
+                self.reports.note(&update);
+                self.index.apply(now(), update);
+            }
             Message::Done(done) => self.take_in_done(done),
             Message::Lapsed => self.in_flight -= 1,
         }

@@ -10,11 +10,11 @@ use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
 use tracing::{debug, warn};
 
-use super::index::{Change, Update};
+use super::index::Change;
 
 /// Follows all objects of a kind for as long as somebody listens. An object that cannot be read is left out with a warning:
 /// nobody else suffers from it.
-pub async fn follow<K>(client: Client, wrap: fn(Change<K>) -> Update, updates: mpsc::Sender<Update>)
+pub async fn follow<K, U>(client: Client, wrap: fn(Change<K>) -> U, updates: mpsc::Sender<U>)
 where
     K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static,
 {

@@ -42,7 +42,10 @@ async fn ours(rig: &Rig) -> Result<Vec<String>> {
 async fn make_installs_deploys_and_takes_it_all_away_again() -> Result<()> {
     let rig = Rig::up(Options::temporary()?).await?;
     make(&rig, &["install"])?;
-    assert_eq!(ours(&rig).await?, ["mignodes.slicegate.dev", "slicepolicies.slicegate.dev"]);
+    assert_eq!(
+        ours(&rig).await?,
+        ["mignodes.slicegate.dev", "slicepolicies.slicegate.dev", "slicequotareports.slicegate.dev"]
+    );
     make(&rig, &["deploy", "IMG=registry.example.com/slicegate:0.1.0"])?;
     let client = rig.client().await?;
     let controller: Deployment =

@@ -19,6 +19,7 @@ mod placement;
 mod provisioning;
 mod queues;
 mod quota_loss;
+mod quota_report;
 mod relocation;
 mod resource_quota;
 mod several_checks;

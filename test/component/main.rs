@@ -12,6 +12,7 @@ mod health;
 mod image;
 mod kubelet;
 mod manifests;
+mod quota;
 mod repository;
 mod rules;
 mod simulate;

@@ -12,7 +12,8 @@ use slicegate::api::convert::workload::Surroundings;
 use slicegate::api::convert::{mig, pod, workload};
 use slicegate::api::mig_node::{Health, MigMode, SliceState as ApiState};
 use slicegate::api::{
-    KeepRoom, MIGNode, MIGNodeSpec, SlicePlacement, SlicePolicy, SlicePolicySpec, SliceReuse, kueue, names,
+    KeepRoom, MIGNode, MIGNodeSpec, SlicePlacement, SlicePolicy, SlicePolicySpec, SliceQuotaReport,
+    SliceReuse, kueue, names,
 };
 use slicegate::controller::writer::CheckEntry;
 use slicegate_core::node::{Holder, SliceState};
@@ -24,6 +25,12 @@ use crate::repository;
 const FIXTURES: &str = "test/component/fixtures";
 /// The version whose objects are in the newest folder.
 const CURRENT: &str = "v0.1";
+/// The files of objects of ours, with their kinds.
+const OURS: [(&str, &str); 3] = [
+    ("mignode.yaml", "MIGNode"),
+    ("slicepolicy.yaml", "SlicePolicy"),
+    ("slicequotareport.yaml", "SliceQuotaReport"),
+];
 
 fn versions() -> Vec<String> {
     let folders = fs::read_dir(repository(FIXTURES)).unwrap();
@@ -62,10 +69,11 @@ fn there_are_objects_of_this_version() {
 #[test]
 fn what_any_version_wrote_is_read_whole_and_still_accepted() {
     for version in versions() {
-        for (file, kind) in [("mignode.yaml", "MIGNode"), ("slicepolicy.yaml", "SlicePolicy")] {
+        for (file, kind) in OURS {
             let object = fixture(&version, file);
             let read_back = match kind {
                 "MIGNode" => serde_json::to_value(read::<MIGNode>(&object)).unwrap(),
+                "SliceQuotaReport" => serde_json::to_value(read::<SliceQuotaReport>(&object)).unwrap(),
                 _ => serde_json::to_value(read::<SlicePolicy>(&object)).unwrap(),
             };
             assert_eq!(lost(&object, &read_back, ""), Vec::<String>::new(), "{version}/{file}");
@@ -152,7 +160,7 @@ fn a_schema_that_is_no_longer_what_it_was_is_noticed() {
 
 #[test]
 fn every_field_and_every_value_of_this_version_is_in_its_objects() {
-    for (file, kind) in [("mignode.yaml", "MIGNode"), ("slicepolicy.yaml", "SlicePolicy")] {
+    for (file, kind) in OURS {
         let object = fixture(CURRENT, file);
         let mut missing = Vec::new();
         for part in ["spec", "status"] {
@@ -164,7 +172,9 @@ fn every_field_and_every_value_of_this_version_is_in_its_objects() {
         // Health and mode of a GPU are not worth a GPU each, and a policy has one value for each of its fields.
         missing.retain(|m| {
             let is_value = m.contains(" = ");
-            m != "status.gpus[].migMode = \"NotSupported\"" && !(kind == "SlicePolicy" && is_value)
+            m != "status.gpus[].migMode = \"NotSupported\""
+                && m != "status.subject.kind = \"Cohort\""
+                && !(kind == "SlicePolicy" && is_value)
         });
         assert_eq!(missing, Vec::<String>::new(), "add them to {FIXTURES}/{CURRENT}/{file}");
     }
@@ -286,6 +296,29 @@ fn a_slice_policy_of_version_0_1_means_what_it_meant() {
 }
 
 #[test]
+fn a_slice_quota_report_of_version_0_1_means_what_it_meant_and_one_of_a_later_version_can_be_read() {
+    use slicegate::api::slice_quota_report::{SubjectKind, Together};
+    let object = fixture("v0.1", "slicequotareport.yaml");
+    let status = read::<SliceQuotaReport>(&object).status.unwrap();
+    assert_eq!((status.subject.kind, status.subject.name.as_str()), (SubjectKind::ClusterQueue, "mig"));
+    let flavor = &status.flavors[0];
+    let profile = &flavor.profiles[0];
+    assert_eq!(
+        (profile.lent.figures.nominal, profile.lent.figures.possible, profile.slice_gib),
+        (25, 24, 40)
+    );
+    assert_eq!((flavor.together, status.flavors[1].gib.free), (Together::No, None));
+    let quota = &status.namespaces[0].resource_quotas[0];
+    assert_eq!((quota.hard, quota.used, quota.in_flight, quota.scoped), (4, 1, 1, true));
+    let mut later = object;
+    later["status"]["subject"]["kind"] = json!("Fleet");
+    later["status"]["flavors"][0]["together"] = json!("Mostly");
+    later["status"]["mood"] = json!("good");
+    let status = read::<SliceQuotaReport>(&later).status.unwrap();
+    assert_eq!((status.subject.kind, status.flavors[0].together), (SubjectKind::Unknown, Together::Unknown));
+}
+
+#[test]
 fn a_slice_policy_that_says_nothing_means_what_a_check_without_one_does() {
     let spec: SlicePolicySpec = read(&json!({}));
     assert_eq!(spec, SlicePolicySpec::default());
@@ -372,7 +405,8 @@ fn a_workload_with_a_verdict_of_a_later_kueue_is_still_seen() {
 
 #[test]
 fn the_fixtures_name_no_file_that_is_not_read() {
-    const READ: [&str; 4] = ["mignode.yaml", "pods.yaml", "slicepolicy.yaml", "workload.yaml"];
+    const READ: [&str; 5] =
+        ["mignode.yaml", "pods.yaml", "slicepolicy.yaml", "slicequotareport.yaml", "workload.yaml"];
     for version in versions() {
         let folder = fs::read_dir(repository(Path::new(FIXTURES).join(&version).to_str().unwrap())).unwrap();
         let mut names: Vec<String> = folder.map(|e| e.unwrap().file_name().into_string().unwrap()).collect();

@@ -4,6 +4,7 @@ pub mod mig;
 pub mod node;
 pub mod pod;
 pub mod quota;
+pub mod report;
 pub mod workload;
 
 use std::sync::Arc;

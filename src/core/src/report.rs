@@ -99,17 +99,15 @@ fn of_namespace(
     let mine = namespace.local_queues.iter().filter(|(_, local)| local.queue == *queue);
     let local_queues: Vec<LocalQueueReport> =
         mine.map(|(local, object)| of_local_queue(desk, queue, name, local, object)).collect();
-    let budget = |budget: &Budget| {
-        Some(BudgetReport {
-            quota: budget.quota.clone(),
-            unit: Unit::of(&budget.resource)?.ok()?,
-            hard: u64::try_from(budget.hard / 1000).unwrap_or(0),
-            used: budget.used,
-            in_flight: budget.in_flight,
-            scoped: budget.scoped,
-        })
+    let budget = |budget: &Budget| BudgetReport {
+        quota: budget.quota.clone(),
+        resource: budget.resource.clone(),
+        hard: u64::try_from(budget.hard / 1000).unwrap_or(0),
+        used: budget.used,
+        in_flight: budget.in_flight,
+        scoped: budget.scoped,
     };
-    let budgets = namespace.budgets.iter().filter_map(budget).collect();
+    let budgets = namespace.budgets.iter().map(budget).collect();
     (!local_queues.is_empty()).then(|| NamespaceReport { namespace: name.clone(), local_queues, budgets })
 }
 

@@ -102,7 +102,8 @@ mod tests {
             ..World::default()
         };
         let cohorts = Cohorts::of(&world);
-        let queues = |name: &str| cohorts.queues(&name.into()).map(|q| q.to_string()).collect::<Vec<_>>();
+        let queues =
+            |name: &str| cohorts.queues(&name.into()).map(ToString::to_string).collect::<Vec<String>>();
         assert_eq!(queues("top"), ["a", "b"]);
         assert_eq!(queues("left"), ["a"]);
         assert_eq!(queues("ring"), [""; 0]);

@@ -35,6 +35,8 @@ pub struct Desk<'a> {
     pub cohort_lines: BTreeMap<Name, (Lines, Found)>,
     /// What all of them lend.
     pub all: Lines,
+    /// What each Cohort and all below it lend.
+    of_cohorts: BTreeMap<Name, Lines>,
     claimed: BTreeMap<Name, Claimed>,
     by_local_queue: BTreeMap<(Name, Name, Name), Slices>,
 }
@@ -77,6 +79,7 @@ impl<'a> Desk<'a> {
                 .map(|(name, cohort)| (name.clone(), read(&cohort.lends)))
                 .collect(),
             all: Lines::new(),
+            of_cohorts: BTreeMap::new(),
             claimed: BTreeMap::new(),
             by_local_queue: BTreeMap::new(),
             world,
@@ -84,6 +87,8 @@ impl<'a> Desk<'a> {
         for (lines, _) in desk.queues.values().chain(desk.cohort_lines.values()) {
             books::merge(&mut desk.all, lines);
         }
+        let cohorts: Vec<Name> = desk.cohorts.names().cloned().collect();
+        desk.of_cohorts = cohorts.into_iter().map(|name| (name.clone(), desk.add_up(&name))).collect();
         desk.count_claims();
         desk
     }
@@ -133,7 +138,7 @@ impl<'a> Desk<'a> {
     pub fn account_of_cohort(&self, cohort: &Name) -> Account {
         let members = || self.cohorts.queues(cohort).filter_map(|name| self.world.queues.get(name));
         let mut account = Account {
-            lines: self.lines_of_cohort(cohort),
+            lines: self.lines_of_cohort(cohort).cloned().unwrap_or_default(),
             reserved: books::used(members().flat_map(|queue| &queue.reserved)),
             admitted: books::used(members().flat_map(|queue| &queue.admitted)),
             claimed: Claimed::new(),
@@ -142,13 +147,19 @@ impl<'a> Desk<'a> {
             self.cohorts.queues(cohort).filter_map(|name| self.claimed.get(name)).flatten()
         {
             let all = account.claimed.entry(flavor.clone()).or_default();
-            slices.iter().for_each(|(profile, n)| *all.entry(profile.clone()).or_default() += n);
+            for (profile, n) in slices {
+                *all.entry(profile.clone()).or_default() += n;
+            }
         }
         account
     }
 
     /// What a Cohort and all below it promise.
-    pub fn lines_of_cohort(&self, cohort: &Name) -> Lines {
+    pub fn lines_of_cohort(&self, cohort: &Name) -> Option<&Lines> {
+        self.of_cohorts.get(cohort)
+    }
+
+    fn add_up(&self, cohort: &Name) -> Lines {
         let mut lines = Lines::new();
         let members = self.cohorts.queues(cohort).filter_map(|name| self.queues.get(name));
         let own = self.cohorts.below(cohort).filter_map(|name| self.cohort_lines.get(name));

@@ -19,7 +19,7 @@ pub type Name = Arc<str>;
 #[derive(Clone, Debug, Default)]
 pub struct World {
     /// Nodes, with claims and slices.
-    pub nodes: BTreeMap<NodeName, Node>,
+    pub nodes: BTreeMap<NodeName, Arc<Node>>,
     /// The tables of their GPUs.
     pub kinds: Kinds,
     /// The node labels of each ResourceFlavor.
@@ -97,6 +97,8 @@ pub struct Namespace {
     pub local_queues: BTreeMap<Name, LocalQueue>,
     /// What its ResourceQuotas say of slices and GPU memory.
     pub budgets: Vec<Budget>,
+    /// Its ResourceQuotas that cannot be read, and why.
+    pub unreadable: Vec<(Name, String)>,
 }
 
 /// A LocalQueue.
@@ -113,13 +115,15 @@ pub struct LocalQueue {
 }
 
 /// One resource of a ResourceQuota.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Budget {
     /// The ResourceQuota.
     pub quota: Name,
-    /// The resource, without `requests.`.
+    /// The resource, as the ResourceQuota names it.
     pub resource: Name,
-    /// What it allows, in thousandths.
+    /// What it counts.
+    pub unit: Unit,
+    /// What it allows, in thousandths of slices or GiB.
     pub hard: i128,
     /// What pods have of it.
     pub used: u64,

@@ -5,6 +5,8 @@ mod namespaces;
 mod promises;
 mod units;
 
+use std::collections::BTreeMap;
+
 use super::desk::Desk;
 use super::input::Name;
 use super::mismatch::Found;
@@ -15,6 +17,8 @@ pub struct Judge<'a> {
     desk: &'a Desk<'a>,
     /// What all ClusterQueues and Cohorts together promise too much of.
     of_all: Vec<Excess>,
+    /// What the members of each Cohort together do.
+    of_cohorts: BTreeMap<Name, Vec<Excess>>,
     /// GiB of all GPUs of the cluster.
     all_gib: u64,
 }
@@ -26,7 +30,10 @@ impl<'a> Judge<'a> {
         let of_all = promises::excesses(desk, &desk.all, all_gib, |flavor| {
             desk.nodes.get(flavor).cloned().unwrap_or_default()
         });
-        Self { desk, of_all, all_gib }
+        let mut judge = Self { desk, of_all, of_cohorts: BTreeMap::new(), all_gib };
+        judge.of_cohorts =
+            desk.cohorts.names().map(|name| (name.clone(), judge.find_excesses_of(name))).collect();
+        judge
     }
 
     /// What is wrong with a ClusterQueue.
@@ -44,7 +51,7 @@ impl<'a> Judge<'a> {
     /// What is wrong with a Cohort.
     pub fn cohort(&self, name: &Name) -> Found {
         let mut found = self.desk.cohort_lines.get(name).map(|(_, found)| found.clone()).unwrap_or_default();
-        for excess in self.excesses_of_cohort(name) {
+        for excess in self.of_cohorts.get(name).into_iter().flatten() {
             found.note(super::mismatch::Code::OvercommittedCohort, excess.message("promised"));
         }
         if let Some((lines, _)) = self.desk.cohort_lines.get(name) {

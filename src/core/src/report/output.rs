@@ -158,9 +158,9 @@ pub struct Held {
 pub struct BudgetReport {
     /// The ResourceQuota.
     pub quota: Name,
-    /// What it counts.
-    pub unit: Unit,
-    /// What it allows.
+    /// The resource, as the ResourceQuota names it.
+    pub resource: Name,
+    /// What it allows, in slices or GiB.
     pub hard: u64,
     /// What pods have.
     pub used: u64,

@@ -101,11 +101,18 @@ fn namespace(queues: &[&str], hard: &[(&str, i128)]) -> Namespace {
     let local = |name: &&str| ((*name).into(), LocalQueue { queue: (*name).into(), ..LocalQueue::default() });
     let budget = |(name, hard): &(&str, i128)| Budget {
         quota: "gpus".into(),
-        resource: resource(name),
+        resource: format!("requests.{}", resource(name)).into(),
+        unit: Unit::of(&resource(name)).unwrap().unwrap(),
         hard: hard * 1000,
-        ..Budget::default()
+        used: 0,
+        in_flight: 0,
+        scoped: false,
     };
-    Namespace { local_queues: queues.iter().map(local).collect(), budgets: hard.iter().map(budget).collect() }
+    Namespace {
+        local_queues: queues.iter().map(local).collect(),
+        budgets: hard.iter().map(budget).collect(),
+        ..Namespace::default()
+    }
 }
 
 /// A world of nodes, each pool with a flavor of the same name.
@@ -117,7 +124,7 @@ fn world(nodes: Vec<Node>, queues: &[(&str, Queue)]) -> World {
         }
         let labels = node.host.as_ref().unwrap().traits.labels.clone();
         world.flavors.insert(labels["pool"].as_str().into(), labels);
-        world.nodes.insert(node.name.clone(), node);
+        world.nodes.insert(node.name.clone(), Arc::new(node));
     }
     world.queues = queues.iter().map(|(name, queue)| ((*name).into(), queue.clone())).collect();
     world

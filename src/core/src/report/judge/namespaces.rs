@@ -23,9 +23,10 @@ struct Cap<'a> {
 impl Judge<'_> {
     /// The namespaces with LocalQueues of a ClusterQueue.
     pub(super) fn check_namespaces(&self, queue: &Name, lines: &Lines, found: &mut Found) {
-        let uses = |namespace: &Namespace| namespace.local_queues.values().any(|local| local.queue == *queue);
+        let is_user =
+            |namespace: &Namespace| namespace.local_queues.values().any(|local| local.queue == *queue);
         let users: Vec<(&Name, &Namespace)> =
-            self.desk.world.namespaces.iter().filter(|(_, namespace)| uses(namespace)).collect();
+            self.desk.world.namespaces.iter().filter(|(_, namespace)| is_user(namespace)).collect();
         for (name, namespace) in &users {
             self.check_budgets(name, namespace, found);
         }
@@ -72,14 +73,11 @@ impl Judge<'_> {
             None => format!("{} lent", lent.times(nominal)),
         };
         let allowed = capped.times(together);
-        let what = match &caps[..] {
-            [Cap { namespace, quota, .. }] => {
-                format!("{lends}, and ResourceQuota {quota} of namespace {namespace} allows {allowed}")
-            }
-            _ => {
-                let names = listed(caps.iter().map(|cap| cap.namespace));
-                format!("{lends}, and the ResourceQuotas of namespaces {names} allow {allowed} together")
-            }
+        let what = if let [Cap { namespace, quota, .. }] = &caps[..] {
+            format!("{lends}, and ResourceQuota {quota} of namespace {namespace} allows {allowed}")
+        } else {
+            let names = listed(caps.iter().map(|cap| cap.namespace));
+            format!("{lends}, and the ResourceQuotas of namespaces {names} allow {allowed} together")
         };
         found.note(Code::NamespaceQuotaBelowNominal, what);
     }
@@ -87,9 +85,12 @@ impl Judge<'_> {
     /// Whether a namespace could ever get what its ResourceQuotas allow.
     fn check_budgets(&self, name: &Name, namespace: &Namespace, found: &mut Found) {
         let queues: BTreeSet<&Name> = namespace.local_queues.values().map(|local| &local.queue).collect();
-        for (budget, unit) in budgets(namespace) {
-            let (quota, hard) = (&budget.quota, whole(budget));
-            if unit == Unit::Memory && units::is_other_unit(hard, self.all_gib) {
+        for (quota, why) in &namespace.unreadable {
+            found.note(Code::UnreadableQuota, format!("ResourceQuota {quota} of namespace {name}: {why}"));
+        }
+        for budget in &namespace.budgets {
+            let (quota, unit, hard) = (&budget.quota, &budget.unit, whole(budget));
+            if *unit == Unit::Memory && units::is_other_unit(hard, self.all_gib) {
                 let what =
                     format!("ResourceQuota {quota} of namespace {name} allows {hard}, {}", self.beyond());
                 found.note(Code::MemoryUnitMismatch, what);
@@ -98,7 +99,7 @@ impl Judge<'_> {
             if budget.scoped {
                 continue;
             }
-            let most = queues.iter().map(|queue| self.attainable(queue, &unit)).fold(0, u64::saturating_add);
+            let most = queues.iter().map(|queue| self.attainable(queue, unit)).fold(0, u64::saturating_add);
             if hard > most {
                 let (allows, which) = (unit.times(hard), plural("ClusterQueue", queues.len()));
                 let queues = listed(queues.iter().copied());
@@ -114,9 +115,9 @@ impl Judge<'_> {
     fn attainable(&self, queue: &Name, unit: &Unit) -> u64 {
         let Some((lines, _)) = self.desk.queues.get(queue) else { return 0 };
         let cohort = self.desk.world.queues.get(queue).and_then(|queue| queue.cohort.as_ref());
-        let shared = cohort.map(|cohort| self.desk.lines_of_cohort(&self.desk.cohorts.top(cohort)));
+        let shared = cohort.and_then(|cohort| self.desk.lines_of_cohort(&self.desk.cohorts.top(cohort)));
         let most = |flavor: &Name, unit: &Unit, line: &Line| {
-            let of_cohort = shared.as_ref().and_then(|lines| lines.get(flavor)?.get(unit));
+            let of_cohort = shared.and_then(|lines| lines.get(flavor)?.get(unit));
             let Some(all) = of_cohort else { return line.nominal };
             let limit = line.borrowing_limit.map_or(u64::MAX, |limit| line.nominal.saturating_add(limit));
             all.nominal.min(limit).max(line.nominal)
@@ -152,17 +153,13 @@ fn total(lines: &Lines) -> BTreeMap<Unit, u64> {
     total
 }
 
-fn budgets(namespace: &Namespace) -> impl Iterator<Item = (&Budget, Unit)> {
-    namespace.budgets.iter().filter_map(|budget| Some((budget, Unit::of(&budget.resource)?.ok()?)))
-}
-
 fn whole(budget: &Budget) -> u64 {
     u64::try_from(budget.hard / 1000).unwrap_or(if budget.hard > 0 { u64::MAX } else { 0 })
 }
 
 /// The strictest of those that count all pods.
 fn cap<'a>(name: &'a Name, namespace: &'a Namespace, unit: &Unit) -> Option<Cap<'a>> {
-    let counting = budgets(namespace).filter(|(budget, counted)| counted == unit && !budget.scoped);
-    let strictest = counting.map(|(budget, _)| budget).min_by_key(|budget| budget.hard)?;
+    let counting = namespace.budgets.iter().filter(|budget| budget.unit == *unit && !budget.scoped);
+    let strictest = counting.min_by_key(|budget| budget.hard)?;
     Some(Cap { namespace: name, quota: &strictest.quota, hard: whole(strictest) })
 }

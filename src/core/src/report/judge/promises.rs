@@ -128,7 +128,9 @@ impl Judge<'_> {
         let above =
             self.desk.cohorts.names().filter(|name| self.desk.cohorts.below(name).any(|c| c == cohort));
         for name in above {
-            for excess in self.excesses_of_cohort(name).iter().filter(|excess| promises(lines, excess)) {
+            for excess in
+                self.of_cohorts.get(name).into_iter().flatten().filter(|excess| promises(lines, excess))
+            {
                 let message = format!("Cohort {name}, {}", excess.message("promised"));
                 found.note(Code::OvercommittedCohort, message);
             }
@@ -136,10 +138,10 @@ impl Judge<'_> {
     }
 
     /// What a Cohort and all below it promise too much of together.
-    pub(super) fn excesses_of_cohort(&self, cohort: &Name) -> Vec<Excess> {
-        let lines = self.desk.lines_of_cohort(cohort);
+    pub(super) fn find_excesses_of(&self, cohort: &Name) -> Vec<Excess> {
+        let Some(lines) = self.desk.lines_of_cohort(cohort) else { return Vec::new() };
         let nodes = |flavor: &Name| self.desk.nodes.get(flavor).cloned().unwrap_or_default();
-        let mut found = excesses(self.desk, &lines, self.all_gib, nodes);
+        let mut found = excesses(self.desk, lines, self.all_gib, nodes);
         // What one promises by itself is its own mismatch.
         found.retain(|excess| {
             let (queues, cohorts) = self.promising(excess);

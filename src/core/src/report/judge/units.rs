@@ -30,11 +30,12 @@ impl Judge<'_> {
                 found.note(Code::MemoryUnitMismatch, what);
                 continue;
             }
-            let sized = |(profile, line): (&crate::profile::ProfileName, &crate::report::books::Line)| {
+            let with_gib = |(profile, line): (&crate::profile::ProfileName, &crate::report::books::Line)| {
                 let gib = line.nominal.saturating_mul(profile.memory_gib().unwrap_or(0).into());
                 (gib, Unit::Slices(profile.clone()).times(line.nominal))
             };
-            let sizes: Vec<(u64, String)> = slices_of(lines).map(sized).filter(|(gib, _)| *gib > 0).collect();
+            let sizes: Vec<(u64, String)> =
+                slices_of(lines).map(with_gib).filter(|(gib, _)| *gib > 0).collect();
             let all = sizes.iter().fold(0_u64, |sum, (gib, _)| sum.saturating_add(*gib));
             let Some((largest, which)) = sizes.into_iter().max() else { continue };
             if memory < largest {

@@ -251,7 +251,7 @@ fn flavor_without_nodes() {
     assert!(says(&world).starts_with("flavor gone: no node has the labels pool=none."));
     let mut bare = node("m", "none", &a30(), 1);
     bare.mig = None;
-    world.nodes.insert("m".into(), bare);
+    world.nodes.insert("m".into(), Arc::new(bare));
     assert!(says(&world).starts_with("flavor gone: no node with its labels has a GPU with MIG mode on."));
     let mut zero = queue("gone", &[("1g.6gb", "0")]);
     zero.lends.extend(lends("p", &ALL));
