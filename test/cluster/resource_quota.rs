@@ -215,18 +215,17 @@ async fn asking_for_more_than_is_allowed_at_all_is_said_and_rejected_only_if_the
     let line = text.lines().find(|line| line.contains(MIG) && line.starts_with("gpu")).context("a line")?;
     let columns: Vec<&str> = line.split_whitespace().collect();
     assert_eq!(columns, ["gpu", MIG, "0", "0", "2", "1", "exceeded"], "{text}");
+    // With room for it, it runs.
+    apply(&place, quota("gpu", json!({MIG: 2}))).await?;
+    place.until_running("patient", 2).await?;
     place.queue(json!({"quotaOverHard": "Reject"}), &[("1g.6gb", 100)]).await?;
-    place.submit(&place.job("strict", 2, &[("1g.6gb", 1)])).await?;
+    place.submit(&place.job("strict", 3, &[("1g.6gb", 1)])).await?;
     place
         .until("Kueue has deactivated it", || async {
             let workload = place.workload_of(name, "strict").await?;
             Ok(workload.is_some_and(|w| w.spec.active == Some(false)))
         })
         .await?;
-    // With room for it, the patient one runs.
-    place.queue(json!({}), &[("1g.6gb", 100)]).await?;
-    apply(&place, quota("gpu", json!({MIG: 2}))).await?;
-    place.until_running("patient", 2).await?;
     place.kubectl("delete jobs --all").await?;
     place.leave().await
 }

@@ -50,6 +50,8 @@ enum Event {
     /// A job of which a pod runs is made larger: another Workload takes over.
     Grow(usize, u32),
     Cordon(usize),
+    /// A ResourceQuota allows so many pods from now on.
+    Quota(u32),
     AllNodesWell,
     Wait(u64),
     /// Only some of what the plan asks for is done, as when the controller dies or others write at the same time.
@@ -84,6 +86,7 @@ fn event() -> impl Strategy<Value = Event> {
         2 => (some.clone(), 0..3_u32).prop_map(|(job, pods)| Event::Shrink(job, pods)),
         2 => (some.clone(), 1..4_u32).prop_map(|(job, pods)| Event::Grow(job, pods)),
         1 => some.prop_map(Event::Cordon),
+        1 => (0..9_u32).prop_map(Event::Quota),
         1 => Just(Event::AllNodesWell),
         2 => (1..90_u64).prop_map(Event::Wait),
         2 => any::<u32>().prop_map(Event::Crash),
@@ -144,6 +147,7 @@ impl History {
                 self.world.submit(&name, pods, &[(profile, count)]);
                 self.workloads.push(name);
             }
+            Event::Quota(pods) => self.world.set_quota("gpu", &[("pods", pods.into())]),
             Event::Finish(i) => {
                 if let Some(name) = self.pick(i, |w| w.admitted && !w.finished) {
                     self.world.finish(&name);
