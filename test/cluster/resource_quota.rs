@@ -280,3 +280,20 @@ async fn the_pods_of_a_job_set_that_ask_for_no_slices_count_too() -> Result<()> 
     place.kubectl("delete jobsets,jobs --all").await?;
     place.leave().await
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_sample_of_three_budgets_does_what_it_says() -> Result<()> {
+    const TEAM: &str = "team-budgets";
+    let node = GpuNode::new("budgets", "A100-80GB", 1, "NVIDIA-A100-SXM4-80GB");
+    let place = Watched::enter(&CLUSTER, "budgets", vec![node]).await?;
+    let sample = concat!(env!("CARGO_MANIFEST_DIR"), "/../../samples/three-budgets.yaml");
+    place.rig().apply_yaml(&std::fs::read_to_string(sample)?).await?;
+    let message = waits_for("requests.nvidia.com/mig-1g.10gb", TEAM);
+    let told = || async { Ok(place.check(TEAM, "second").await?.is_some_and(|(_, said)| said == message)) };
+    place.until("the second is told what it waits for", told).await?;
+    place.until("the first is complete", || place.job_done(TEAM, "first")).await?;
+    place.until("the second is complete", || place.job_done(TEAM, "second")).await?;
+    let events = place.list::<Event>(TEAM).await?;
+    assert!(events.iter().all(|event| event.reason.as_deref() != Some("FailedCreate")), "{events:?}");
+    place.leave().await
+}

@@ -73,7 +73,7 @@ fn every_sample_asks_for_slices_that_the_queue_lends() {
         assert_eq!(document["metadata"]["labels"][names::QUEUE_LABEL], "mig", "{}", path.display());
         samples += 1;
     }
-    assert_eq!(samples, 7);
+    assert_eq!(samples, 9);
 }
 
 /// What the pods of a workload are made from.
@@ -401,8 +401,13 @@ fn the_quotas_are_what_the_gpus_of_each_flavor_can_hold() {
 #[test]
 fn every_kustomization_names_what_is_there_and_forgets_nothing() {
     // Servers never end, and frameworks may not be there: these are not among the samples that are applied together.
-    const APART: [&str; 4] =
-        ["gpu-memory-quota.yaml", "jobset.yaml", "vllm-deployment.yaml", "vllm-lws.yaml"];
+    const APART: [&str; 5] = [
+        "gpu-memory-quota.yaml",
+        "jobset.yaml",
+        "three-budgets.yaml",
+        "vllm-deployment.yaml",
+        "vllm-lws.yaml",
+    ];
     let mut kustomizations = 0;
     for folder in ["samples", "kueue", "config", "crds"] {
         for (path, document) in documents(folder) {

@@ -12,7 +12,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::place::selects;
-use super::quotas::Held;
+use super::quotas::Refusal;
 use super::{Action, Pass};
 use crate::hands::{self, Hands};
 use crate::id::{Attempt, NodeName, PodSetName, WorkloadUid};
@@ -74,8 +74,8 @@ impl Pass<'_> {
             let message = format!("Waiting for AdmissionCheck {check} to bring nodes.");
             return self.tell(workload, CheckState::Pending, &message);
         }
-        if !runs && let Err(held) = self.hold_against_quotas(workload, reservation) {
-            return self.hold(workload, reservation, held);
+        if !runs && let Err(refusal) = self.hold_against_quotas(workload, reservation) {
+            return self.refuse(workload, reservation, refusal);
         }
         let placed = if runs {
             self.place_again(workload, &reservation.attempt, demand)
@@ -129,15 +129,15 @@ impl Pass<'_> {
     }
 
     /// A workload that quotas do not let in has no use for slices.
-    fn hold(&mut self, workload: &Workload, reservation: &Reservation, held: Held) {
-        match held {
+    fn refuse(&mut self, workload: &Workload, reservation: &Reservation, refusal: Refusal) {
+        match refusal {
             // The next event will tell; if none comes, time does.
-            Held::Unsettled => self.recheck(reservation.since + self.limits.patience),
-            Held::Waits(obstacle) => {
+            Refusal::Unsettled => self.recheck(reservation.since + self.limits.patience),
+            Refusal::Waits(obstacle) => {
                 *self.plan.blocked.entry(obstacle.cause).or_default() += 1;
                 self.turn_away(workload, reservation, workload.passed(), &obstacle.message);
             }
-            Held::Rejected(message) => {
+            Refusal::Rejected(message) => {
                 self.give_up(workload, &reservation.attempt);
                 self.tell(workload, CheckState::Rejected, &message);
             }

@@ -9,7 +9,7 @@ use crate::quota::{Account, Job, Lack, Mode, Standing, Verdict};
 use crate::workload::{Reservation, Workload};
 
 /// Why a workload is not let in by quotas.
-pub(super) enum Held {
+pub(super) enum Refusal {
     /// It is not known yet whether it fits.
     Unsettled,
     /// It does not fit now.
@@ -43,7 +43,7 @@ impl<'a> Pass<'a> {
         &mut self,
         workload: &Workload,
         reservation: &Reservation,
-    ) -> Result<(), Held> {
+    ) -> Result<(), Refusal> {
         let mode = workload.quota_mode();
         let Some(job) = self.job(workload).filter(|_| mode != Mode::Off) else { return Ok(()) };
         let Some(account) = self.accounts.get(&workload.key.namespace) else { return Ok(()) };
@@ -52,7 +52,7 @@ impl<'a> Pass<'a> {
             // What it has been told may stand until that is known.
             Verdict::Unsettled(_) if workload.passed() || mode == Mode::Report => return Ok(()),
             Verdict::Unsettled(_) if self.now < reservation.since + self.limits.patience => {
-                return Err(Held::Unsettled);
+                return Err(Refusal::Unsettled);
             }
             Verdict::Unsettled(lack) | Verdict::Lacks(lack) => (lack, false),
             Verdict::Never(lack) => (lack, true),
@@ -67,9 +67,9 @@ impl<'a> Pass<'a> {
             return Ok(());
         }
         if never && workload.rejects_over_hard() {
-            return Err(Held::Rejected(message));
+            return Err(Refusal::Rejected(message));
         }
-        Err(Held::Waits(Obstacle { cause: Cause::Quota, message, earlier: None }))
+        Err(Refusal::Waits(Obstacle { cause: Cause::Quota, message, earlier: None }))
     }
 
     /// Counts the pods that a workload will create, from now on.
