@@ -241,6 +241,7 @@ impl Index {
     }
 
     /// Takes in a change.
+    #[expect(clippy::too_many_lines, reason = "each kind that is watched has its arm, and no more")]
     pub fn apply(&mut self, now: Timestamp, update: Update) {
         self.now = now;
         match update {

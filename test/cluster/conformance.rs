@@ -4,7 +4,7 @@
 //! A sequence that fails is printed with its seed: `CONFORMANCE_SEED=… cargo test -p slicegate-rig --test cluster conformance`
 //! runs that one alone.
 
-mod dice;
+pub mod dice;
 mod generate;
 mod kinds;
 mod mirror;

@@ -18,6 +18,7 @@ mod nodes;
 mod placement;
 mod provisioning;
 mod queues;
+mod quota_arithmetic;
 mod quota_loss;
 mod quota_report;
 mod relocation;

@@ -3,6 +3,7 @@
 pub mod mig;
 pub mod node;
 pub mod pod;
+pub mod quantity;
 pub mod quota;
 pub mod report;
 pub mod workload;

@@ -8,27 +8,15 @@ use k8s_openapi::api::core::v1::{
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use kube::ResourceExt;
-use kube_quantity::ParsedQuantity;
 use slicegate_core::quota::{Amounts, COUNT_PODS, Charge, Job, Quota, Requirement, Scope};
 
+use super::quantity::thousandths;
 use super::workload::pods_of;
 use super::{controller, timestamp};
 use crate::api::gpu_memory::{self, Unit};
 use crate::api::{kueue, names};
 
 type Quantities = BTreeMap<String, Quantity>;
-
-/// A quantity in thousandths, rounded up; `None` when it cannot be read.
-pub fn thousandths(quantity: &Quantity) -> Option<i128> {
-    let value = ParsedQuantity::try_from(quantity).ok()?.to_bytes_f64()?;
-    // Exact up to 2^53 thousandths, 8 TiB; beyond, within one part in 2^53.
-    let counted = (value * 1000.0).round();
-    #[expect(
-        clippy::cast_possible_truncation,
-        reason = "saturates, which is what is wanted of such a figure"
-    )]
-    counted.is_finite().then_some(counted as i128)
-}
 
 /// Thousandths of a resource that a quota counts, as people write them.
 pub fn quantity(resource: &str, thousandths: i128) -> String {
@@ -167,7 +155,9 @@ fn amounts(quantities: Option<&Quantities>) -> Result<Amounts, String> {
 /// (`component-helpers/resource/helpers.go`, `AggregateContainerRequests`).
 fn aggregate(containers: &[Filled], init: &[Filled], of: fn(&Filled) -> &Amounts) -> Amounts {
     let mut running = Amounts::default();
-    containers.iter().for_each(|container| running.add(of(container), 1));
+    for container in containers {
+        running.add(of(container), 1);
+    }
     let (mut sidecars, mut peak) = (Amounts::default(), Amounts::default());
     for container in init {
         let mut here = of(container).clone();
@@ -534,7 +524,7 @@ status:
              [{scopeName: PriorityClass, operator: In, values: [high]}]}}}",
         );
         let high = Requirement::In(["high".into()].into());
-        let scopes = [Scope::BestEffort, Scope::Unknown("Lunar".into()), Scope::PriorityClass(high)];
-        assert_eq!(scoped.scopes, scopes);
+        let expected = [Scope::BestEffort, Scope::Unknown("Lunar".into()), Scope::PriorityClass(high)];
+        assert_eq!(scoped.scopes, expected);
     }
 }

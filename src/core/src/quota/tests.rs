@@ -216,7 +216,9 @@ proptest! {
 
 fn namespace(quotas: &[Quota]) -> Namespace {
     let mut namespace = Namespace::default();
-    quotas.iter().for_each(|quota| namespace.set_quota(quota.clone()));
+    for quota in quotas {
+        namespace.set_quota(quota.clone());
+    }
     namespace
 }
 
@@ -279,7 +281,8 @@ fn all_scopes_must_match_and_each_is_about_what_it_says() {
         (class(Requirement::NotIn(names(&["high"]))), &classed(name("low")), true),
         (class(Requirement::NotIn(names(&["high"]))), &plain, true),
     ] {
-        let verdict = judge(&[quota("q", &[("pods", 0)], &[scope.clone()])], &job(charge.clone(), 1));
+        let verdict =
+            judge(&[quota("q", &[("pods", 0)], std::slice::from_ref(&scope))], &job(charge.clone(), 1));
         assert_eq!(lacks(&verdict).is_some(), counts, "{scope:?} on {charge:?}");
         let both = [scope.clone(), Scope::VolumeAttributesClass];
         assert_eq!(judge(&[quota("q", &[("pods", 0)], &both)], &job(charge.clone(), 1)), Verdict::Fits);
