@@ -3,14 +3,14 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context, Result};
-use k8s_openapi::api::core::v1::{Node, Pod, PodSpec, ResourceQuota};
+use k8s_openapi::api::core::v1::{Event, Node, Pod, PodSpec, ResourceQuota};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use kube::Api;
 use kube::api::{Patch, PatchParams, PostParams};
 use serde_json::{Map, Value, json};
 use slicegate::api::convert::pod::{amount, requests};
 use slicegate::api::gpu_memory::{UNITS, Unit, added, units};
-use slicegate::api::kueue::{ClusterQueue, Workload};
+use slicegate::api::kueue::{CheckState, ClusterQueue, Workload};
 use slicegate::api::names::{GPU_MEMORY, GPU_MEMORY_QUOTA_LABEL, INSTASLICE_LABEL, INSTASLICE_MEMORY};
 use slicegate_core::simulate::random::Random;
 use slicegate_rig::operator::GpuNode;
@@ -178,6 +178,35 @@ async fn a_job_a_deployment_and_a_pod_share_one_resource_quota_and_one_cluster_q
     place.apply(pod("more", &slices("2g.12gb.me", 1))).await?;
     until_pods_run(&place, 4).await?;
     until_used(&place, GPU_MEMORY, 30).await?;
+    place.leave().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_whose_pods_the_quota_would_refuse_waits_until_they_fit() -> Result<()> {
+    let nodes = ["patient-a", "patient-b"].map(|name| GpuNode::new(name, "A30-24GB", 1, "NVIDIA-A30"));
+    let place = Watched::enter(&memory_quota::CLUSTER, "patient", nodes.into()).await?;
+    let mut objects = queues::check("patient", &json!({}));
+    objects.push(cluster_queue(&place, 48));
+    objects.push(quota(&place, GPU_MEMORY, "13"));
+    place.rig().apply_objects(objects).await?;
+    count_memory(&place, OURS).await?;
+    place.submit(&place.job("first", 1, &[("2g.12gb", 1)])).await?;
+    place.until_running("first", 1).await?;
+    place.submit(&place.job("second", 2, &[("1g.6gb", 1)])).await?;
+    place
+        .until("the second is told which quota it waits for", || async {
+            let told = place.told("second").await?;
+            let why = |message: &str| message.contains(GPU_MEMORY) && message.contains("gpus");
+            Ok(told.is_some_and(|(state, message)| state == CheckState::Pending && why(&message)))
+        })
+        .await?;
+    place.kubectl("delete job first --wait=false").await?;
+    place.until_running("second", 2).await?;
+    until_used(&place, GPU_MEMORY, 12).await?;
+    let events = place.list::<Event>("patient").await?;
+    let refused: Vec<_> =
+        events.iter().filter(|event| event.reason.as_deref() == Some("FailedCreate")).collect();
+    assert!(refused.is_empty(), "{refused:?}");
     place.leave().await
 }
 
