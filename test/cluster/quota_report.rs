@@ -287,7 +287,13 @@ async fn kubectl_slices_quota_shows_a_queue_and_a_namespace_in_every_format() ->
                 .iter()
                 .flat_map(|n| &n.resource_quotas)
                 .any(|q| (q.used, q.in_flight) == (2, 0));
-            Ok(used && row(&status, "2g.12gb").is_some_and(|row| row.lent.figures.claimed == 2))
+            let held =
+                status.namespaces.iter().flat_map(|n| &n.local_queues).flat_map(|local| &local.resources);
+            let all = |of: (u64, u64, u64)| of == (2, 2, 2);
+            let figures = row(&status, "2g.12gb").map(|row| row.lent.figures.clone()).unwrap_or_default();
+            Ok(used
+                && held.map(|held| (held.reserved, held.admitted, held.claimed)).any(all)
+                && all((figures.reserved, figures.admitted, figures.claimed)))
         })
         .await?;
     let shown = async |args: &[&str]| quota(&place, args).await?.map_err(anyhow::Error::msg);

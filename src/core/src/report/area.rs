@@ -1,6 +1,7 @@
 //! Nodes taken together: what their GPUs can form when they are empty, and what they can still form.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use super::form::Form;
@@ -38,8 +39,8 @@ pub struct Ground<'a> {
 struct Room {
     /// Whether anything new can be placed there.
     in_service: bool,
-    /// By kind, state, and whether something is there that is nobody's to move.
-    cards: Vec<(usize, State, bool)>,
+    /// How many by kind, state, and whether something is there that is nobody's to move.
+    cards: BTreeMap<(usize, State, bool), u64>,
     /// What those without have to hold.
     loads: Vec<(usize, Load)>,
 }
@@ -53,9 +54,10 @@ impl<'a> Ground<'a> {
             // What is in whose hands makes no difference to what has to stay where it is.
             let (free, heirs) = (Resources::default(), Arc::default());
             let book = Ledger::open(now, &node.name, mig, &world.kinds, free, &[], &heirs);
-            let cards =
-                book.cards().into_iter().map(|(kind, state, strange)| (ground.kind(kind), state, strange));
-            let cards = cards.collect();
+            let mut cards = BTreeMap::new();
+            for (kind, state, strange) in book.cards() {
+                *cards.entry((ground.kind(kind), state, strange)).or_default() += 1;
+            }
             let loads = book.loads(false).into_iter().map(|load| (ground.kind(load.kind.clone()), load));
             let loads = loads.collect();
             ground.rooms.insert(&node.name, Room { in_service: in_service(node), cards, loads });
@@ -83,12 +85,12 @@ impl<'a> Ground<'a> {
             loads: BTreeMap::new(),
         };
         for room in nodes.iter().filter_map(|name| self.rooms.get(name)) {
-            for &(kind, state, strange) in &room.cards {
-                area.cards[kind] += 1;
+            for (&(kind, state, strange), count) in &room.cards {
+                area.cards[kind] += count;
                 if room.in_service {
-                    *area.states.entry((kind, state)).or_default() += 1;
+                    *area.states.entry((kind, state)).or_default() += count;
                     if strange {
-                        *area.stuck.entry((kind, state)).or_default() += 1;
+                        *area.stuck.entry((kind, state)).or_default() += count;
                     }
                 }
             }
@@ -195,14 +197,15 @@ impl Area<'_> {
         for (i, (gpus, slices)) in &self.loads {
             let (kind, form) = &self.ground.kinds[*i];
             let Some(p) = kind.table.profile(profile) else { continue };
+            let of_kind = |states: &BTreeMap<(usize, State), u64>| -> u64 {
+                let here = states.iter().filter(|((kind, _), _)| kind == i);
+                here.map(|((_, state), cards)| form.slices(p, *state) * cards).sum()
+            };
+            // As many as fit with nothing moved need no test, which may not be able to tell.
+            let least = of_kind(&self.states) - of_kind(&self.stuck);
             let most = form.slices(p, kind.table.empty()) * u64::from(*gpus);
-            free += u64::from(more(
-                kind.table.model(),
-                slices,
-                *gpus,
-                p,
-                u32::try_from(most).unwrap_or(u32::MAX),
-            )?);
+            let capped = |n: u64| u32::try_from(n).unwrap_or(u32::MAX - 1);
+            free += u64::from(more(kind.table.model(), slices, *gpus, p, capped(least)..=capped(most))?);
         }
         Some(free)
     }
@@ -278,16 +281,15 @@ fn same_shape(one: &Model, other: &Model) -> bool {
         && one.profiles.iter().zip(&other.profiles).all(alike)
 }
 
-/// How many more slices of a profile fit with these, up to `most`. If so many fit, fewer do.
-fn more(model: &Model, slices: &[u32], gpus: u32, profile: usize, most: u32) -> Option<u32> {
+/// How many more slices of a profile fit with these, which is somewhere in `range`. If so many fit, fewer do.
+fn more(model: &Model, slices: &[u32], gpus: u32, profile: usize, range: RangeInclusive<u32>) -> Option<u32> {
     let fits = |n: u32| {
         let mut slices = slices.to_vec();
         slices[profile] = slices[profile].saturating_add(n);
         repack::fits(model, &slices, gpus)
     };
-    // What is there may be where the tables do not have it, and then nothing is said of it.
-    let (mut known, mut beyond) = (0, most + 1);
-    while beyond - known > 1 {
+    let (mut known, mut beyond) = (*range.start(), range.end() + 1);
+    while beyond.saturating_sub(known) > 1 {
         let middle = known + (beyond - known) / 2;
         if fits(middle)? { known = middle } else { beyond = middle }
     }

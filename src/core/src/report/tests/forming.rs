@@ -141,6 +141,19 @@ fn what_is_free_on_a30s_is_what_every_way_to_cut_them_leaves() {
 }
 
 #[test]
+fn what_is_free_with_nothing_moved_is_known_though_media_engines_are_in_it() {
+    let mut n = node("n", "p", &a30(), 3);
+    give(&mut n, "w", &[(0, slice("4g.24gb", 0, 4)), (1, slice("1g.6gb+me", 0, 1))]);
+    area_of(&world(vec![n], &[]), |area| {
+        assert_eq!(area.free(&profile("1g.6gb")), Some(7));
+        assert_eq!(area.free_as_it_is(&profile("1g.6gb+me")), 1);
+    });
+    area_of(&world(vec![node("n", "p", &a30(), 3)], &[]), |area| {
+        assert_eq!(area.free(&profile("1g.6gb+me")), Some(3), "one on each");
+    });
+}
+
+#[test]
 fn models_of_one_shape_are_taken_together_and_others_are_not_mixed_up() {
     let mut h100 = a100();
     h100.name = "NVIDIA H100 80GB HBM3".into();
