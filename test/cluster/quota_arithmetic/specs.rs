@@ -18,8 +18,15 @@ const PROFILES: [&str; 3] = ["nvidia.com/mig-1g.10gb", "nvidia.com/mig-1g.10gb.m
 
 /// The spec of one pod. A gate keeps it from running.
 pub fn spec(dice: &mut Dice) -> PodSpec {
-    let style =
-        dice.pick(&[Style::Full, Style::Full, Style::Mixed, Style::Mixed, Style::Guaranteed, Style::Bare]);
+    let style = dice.pick(&[
+        Style::Full,
+        Style::Full,
+        Style::Mixed,
+        Style::Mixed,
+        Style::Guaranteed,
+        Style::Bare,
+        Style::Zero,
+    ]);
     let containers: Vec<Value> =
         (0..=dice.below(3)).map(|i| container(dice, style, &format!("c{i}"))).collect();
     let init: Vec<Value> = (0..dice.below(4))
@@ -68,16 +75,18 @@ enum Style {
     Mixed,
     /// Nothing: best effort.
     Bare,
+    /// Requests and limits of 0, to which no overhead is added.
+    Zero,
 }
 
 fn container(dice: &mut Dice, style: Style, name: &str) -> Value {
     let (mut requests, mut limits) = (Map::new(), Map::new());
     for (resource, some, most) in [("cpu", &CPU, "4"), ("memory", &MEMORY, "4Gi")] {
-        let amount = json!(dice.pick(some));
+        let amount = if style == Style::Zero { json!("0") } else { json!(dice.pick(some)) };
         let how = match style {
             Style::Bare => 0,
             Style::Full => 3,
-            Style::Guaranteed => 4,
+            Style::Guaranteed | Style::Zero => 4,
             Style::Mixed => dice.below(5),
         };
         if matches!(how, 1 | 3 | 4) {
