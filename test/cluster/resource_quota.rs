@@ -108,7 +108,6 @@ async fn twenty_racing_jobs_fill_a_namespace_to_its_last_slice_and_none_is_refus
     place.until("all run", || async { Ok(used(&place, MIG).await? == "20") }).await?;
     place.until("all hold slices", || async { Ok(place.held().await?.len() == 20) }).await?;
     assert_eq!(refusals(&place).await?, Vec::<String>::new());
-    place.kubectl("delete jobs --all").await?;
     place.leave().await
 }
 
@@ -142,13 +141,32 @@ async fn pods_that_exist_before_they_are_admitted_are_not_counted_twice() -> Res
         }))
         .await?;
     place.until_held_by(2).await?;
-    // One is left, and two are asked for: the third of the Deployment's place is not in between.
+    place.kubectl("delete deployment server").await?;
+    place.until("its pods are gone", || async { Ok(used(&place, MIG).await? == "0") }).await?;
+    let template = place.job("template", 1, &[("1g.6gb", 1)])["spec"]["template"]["spec"].clone();
+    for name in ["left", "right"] {
+        place
+            .apply(json!({
+                "apiVersion": "v1", "kind": "Pod",
+                "metadata": {
+                    "name": name,
+                    "labels": {"kueue.x-k8s.io/pod-group-name": "pair"},
+                    "annotations": {
+                        "kueue.x-k8s.io/pod-group-total-count": "2",
+                        "slicegate.dev/run-seconds": "1000",
+                    },
+                },
+                "spec": template,
+            }))
+            .await?;
+    }
+    place.until_held_by(2).await?;
+    // One is left, and two are asked for.
     place.submit(&place.job("two", 2, &[("1g.6gb", 1)])).await?;
     until_told(&place, "two", &waits_for(MIG, "existing")).await?;
     place.submit(&place.job("one", 1, &[("1g.6gb", 1)])).await?;
     place.until_running("one", 1).await?;
     assert_eq!(refusals(&place).await?, Vec::<String>::new());
-    place.kubectl("delete deployment,jobs --all").await?;
     place.leave().await
 }
 
@@ -176,7 +194,6 @@ async fn what_a_limit_range_fills_in_counts_and_what_it_does_not_is_asked_for() 
     place.submit(&place.job("third", 1, &[("1g.6gb", 1)])).await?;
     until_told(&place, "third", &waits_for("limits.memory", name)).await?;
     assert_eq!(refusals(&place).await?, Vec::<String>::new());
-    place.kubectl("delete jobs --all").await?;
     place.leave().await
 }
 
@@ -197,7 +214,6 @@ async fn scopes_tell_which_jobs_a_quota_counts() -> Result<()> {
     until_told(&place, "another", &waits_for(MIG, "scoped").replace("gpu", "deadline")).await?;
     place.submit(&place.job("boundless", 1, &[("1g.6gb", 1)])).await?;
     place.until_running("boundless", 1).await?;
-    place.kubectl("delete jobs --all").await?;
     place.leave().await
 }
 
@@ -226,7 +242,6 @@ async fn asking_for_more_than_is_allowed_at_all_is_said_and_rejected_only_if_the
             Ok(workload.is_some_and(|w| w.spec.active == Some(false)))
         })
         .await?;
-    place.kubectl("delete jobs --all").await?;
     place.leave().await
 }
 
@@ -250,7 +265,6 @@ async fn a_policy_may_have_it_reported_only() -> Result<()> {
     assert!(note.ends_with("It is let in all the same, as its SlicePolicy says (quota: Report)."), "{note}");
     place.until_running("job", 1).await?;
     place.until("the second pod is refused", || async { Ok(!refusals(&place).await?.is_empty()) }).await?;
-    place.kubectl("delete jobs --all").await?;
     place.leave().await
 }
 
@@ -277,7 +291,6 @@ async fn the_pods_of_a_job_set_that_ask_for_no_slices_count_too() -> Result<()> 
     // Two exist and nothing is in flight: there is room for one more.
     place.submit(&place.job("one", 1, &[("1g.6gb", 1)])).await?;
     place.until_running("one", 1).await?;
-    place.kubectl("delete jobsets,jobs --all").await?;
     place.leave().await
 }
 

@@ -395,9 +395,12 @@ pub fn job(object: &kueue::Workload, ours: &BTreeSet<&str>, defaults: &Defaults)
     });
     let uid: Arc<str> = object.uid()?.into();
     let owner_uids = owners.iter().map(|owner| Arc::from(owner.uid.as_str()));
+    // The owners of a group are its pods, each of which is found by its own uid alone; a Job's pods name no group.
+    let is_job = owners.iter().any(|owner| owner.kind == "Job");
+    let group = (!is_job).then(|| object.name_any().into());
     Some(Job {
         id: controller(&object.metadata).unwrap_or_else(|| uid.clone()),
-        keys: owner_uids.chain([object.name_any().into(), uid]).collect(),
+        keys: group.into_iter().chain(owner_uids).chain([uid]).collect(),
         pods: pods.filter(|(_, pods)| *pods > 0).collect(),
         admitted_elsewhere: checks.is_empty(),
     })
@@ -506,7 +509,39 @@ status:
         let (charge, pods) = &job.pods[0];
         assert_eq!(*pods, 2);
         assert_eq!(charge.usage.get("requests.slicegate.dev/gpu-memory"), 40_000);
-        assert_eq!((&*job.id, &*job.keys[0], &*job.keys[1], &*job.keys[2]), ("j", "j", "w", "u"));
+        let keys: Vec<&str> = job.keys.iter().map(|key| &**key).collect();
+        assert_eq!((&*job.id, &keys[..]), ("j", &["j", "u"][..]));
+    }
+
+    #[test]
+    fn the_pods_of_a_group_are_found_by_its_name_all_of_them() {
+        let group: kueue::Workload = serde_saphyr::from_str(
+            r"
+metadata:
+  name: ring
+  namespace: team
+  uid: u
+  ownerReferences: [{apiVersion: v1, kind: Pod, name: a, uid: pa}, {apiVersion: v1, kind: Pod, name: b, uid: pb}]
+spec:
+  podSets: [{name: main, count: 2, template: {spec: {containers: [{name: c, resources: {limits: {nvidia.com/mig-2g.20gb: 1}}}]}}}]
+status:
+  admission: {clusterQueue: q}
+  conditions: [{type: QuotaReserved, status: 'True', reason: x, message: '', lastTransitionTime: '2026-01-01T00:00:10Z'}]
+  admissionChecks: [{name: mig, state: Pending, message: '', lastTransitionTime: '2026-01-01T00:00:20Z'}]
+",
+        )
+        .unwrap();
+        let job = job(&group, &["mig"].into(), &Defaults::default()).unwrap();
+        let pod = |name: &str| -> Pod {
+            let labels = "{kueue.x-k8s.io/pod-group-name: ring}";
+            serde_saphyr::from_str(&format!(
+                "metadata: {{name: {name}, namespace: team, uid: p{name}, labels: {labels}}}"
+            ))
+            .unwrap()
+        };
+        for name in ["a", "b"] {
+            assert!(keys_of(&pod(name)).contains(&job.keys[0]), "{name} is found by {}", job.keys[0]);
+        }
     }
 
     #[test]

@@ -248,8 +248,13 @@ impl Line<'_> {
 
 /// What of a quota the pods of a job will have that do not exist yet.
 fn asked(namespace: &Namespace, quota: &Quota, job: &Job) -> Amounts {
-    let mut asked = total(quota, job.pods.iter().map(|(charge, pods)| (charge, *pods)));
     let present = namespace.present(job);
+    let there: u32 = present.into_iter().flatten().map(|(_, pods)| pods).sum();
+    // Then none is to come, though those that are there may have been changed on their way in.
+    if there >= job.pods.iter().map(|(_, pods)| pods).sum() {
+        return Amounts::default();
+    }
+    let mut asked = total(quota, job.pods.iter().map(|(charge, pods)| (charge, *pods)));
     let present = total(quota, present.into_iter().flatten().map(|(charge, pods)| (charge, *pods)));
     asked.add(&present, -1);
     asked.positive()

@@ -347,3 +347,13 @@ fn thousandths_count() {
         "one and a half slices are one"
     );
 }
+
+#[test]
+fn nothing_is_asked_for_when_all_pods_are_there_though_they_are_charged_otherwise_than_their_template() {
+    let charge = |pods: i128| Charge { usage: Amounts::from_iter([("cpu", pods)]), ..Charge::default() };
+    let mut namespace = namespace(&[quota("q", &[("cpu", 1)], &[])]);
+    let there = Member { charge: Arc::new(charge(900)), state: State::Live, keys: vec!["job".into()] };
+    namespace.set_pod(NOW, &PodUid::from("a"), None, Some(&there));
+    assert_eq!(Account::open(NOW, &namespace).judge(&job(charge(1000), 1)), Verdict::Fits);
+    assert!(matches!(Account::open(NOW, &namespace).judge(&job(charge(1000), 2)), Verdict::Never(_)));
+}
