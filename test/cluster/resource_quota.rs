@@ -21,7 +21,7 @@ fn a30s(name: &str, gpus: u32) -> GpuNode {
     GpuNode::new(name, "A30-24GB", gpus, "NVIDIA-A30")
 }
 
-fn quota(name: &str, hard: Value) -> Value {
+fn quota(name: &str, hard: &Value) -> Value {
     json!({"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": name}, "spec": {"hard": hard}})
 }
 
@@ -29,7 +29,7 @@ fn quota(name: &str, hard: Value) -> Value {
 async fn enter(name: &str, gpus: u32, policy: Value, hard: Value) -> Result<Watched> {
     let place = Watched::enter(&CLUSTER, name, vec![a30s(name, gpus)]).await?;
     place.queue(policy, &[("1g.6gb", 100)]).await?;
-    apply(&place, quota("gpu", hard)).await?;
+    apply(&place, quota("gpu", &hard)).await?;
     Ok(place)
 }
 
@@ -104,7 +104,7 @@ async fn twenty_racing_jobs_fill_a_namespace_to_its_last_slice_and_none_is_refus
         })
         .await?;
     // Room for all: nothing waits that fits.
-    apply(&place, quota("gpu", json!({MIG: 20, "pods": 50}))).await?;
+    apply(&place, quota("gpu", &json!({MIG: 20, "pods": 50}))).await?;
     place.until("all run", || async { Ok(used(&place, MIG).await? == "20") }).await?;
     place.until("all hold slices", || async { Ok(place.held().await?.len() == 20) }).await?;
     assert_eq!(refusals(&place).await?, Vec::<String>::new());
@@ -200,7 +200,7 @@ async fn what_a_limit_range_fills_in_counts_and_what_it_does_not_is_asked_for() 
 #[tokio::test(flavor = "multi_thread")]
 async fn scopes_tell_which_jobs_a_quota_counts() -> Result<()> {
     let place = enter("scoped", 1, json!({}), json!({MIG: 9})).await?;
-    let mut deadline = quota("deadline", json!({MIG: 1}));
+    let mut deadline = quota("deadline", &json!({MIG: 1}));
     deadline["spec"]["scopes"] = json!(["Terminating"]);
     apply(&place, deadline).await?;
     let bounded = |name: &str| {
@@ -232,7 +232,7 @@ async fn asking_for_more_than_is_allowed_at_all_is_said_and_rejected_only_if_the
     let columns: Vec<&str> = line.split_whitespace().collect();
     assert_eq!(columns, ["gpu", MIG, "0", "0", "2", "1", "exceeded"], "{text}");
     // With room for it, it runs.
-    apply(&place, quota("gpu", json!({MIG: 2}))).await?;
+    apply(&place, quota("gpu", &json!({MIG: 2}))).await?;
     place.until_running("patient", 2).await?;
     place.queue(json!({"quotaOverHard": "Reject"}), &[("1g.6gb", 100)]).await?;
     place.submit(&place.job("strict", 3, &[("1g.6gb", 1)])).await?;
