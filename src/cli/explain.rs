@@ -78,7 +78,10 @@ fn text(workload: &Workload, explanation: Option<&Explanation>) -> String {
     }
     text.push_str(&quotas(explanation));
     match &explanation.pod_sets {
-        Ok(pod_sets) => pod_sets.iter().for_each(|pod_set| text.push_str(&of_pod_set(pod_set))),
+        Ok(pod_sets) => {
+            let kept_out = explanation.over_quota.is_some();
+            pod_sets.iter().for_each(|pod_set| text.push_str(&of_pod_set(pod_set, kept_out)));
+        }
         Err(why) => {
             let _ = writeln!(text, "{why}");
         }
@@ -115,7 +118,7 @@ fn quotas(explanation: &Explanation) -> String {
     text
 }
 
-fn of_pod_set(view: &PodSetView) -> String {
+fn of_pod_set(view: &PodSetView, kept_out: bool) -> String {
     let mut text = format!("\nPod set {} asks for {}.\n", view.name, view.asks);
     if !view.claimed.is_empty() {
         let nodes = view.claimed.iter().map(|(node, pods)| format!("{pods} on {node}"));
@@ -125,6 +128,7 @@ fn of_pod_set(view: &PodSetView) -> String {
         return text;
     }
     match &view.lack {
+        None if kept_out => text.push_str("There is room for its slices.\n"),
         None => text.push_str("There is room for it: its slices are about to be reserved.\n"),
         Some((cause, message)) => {
             let _ = writeln!(text, "Cause: {}. {message}", cause.label());

@@ -161,6 +161,7 @@ async fn what_quotas_would_refuse_is_explained_with_its_figures() {
     let deadlines = quota("deadlines", "[Terminating]", "pods: '0'");
     lists.insert("/api/v1/resourcequotas", vec![ours, deadlines]);
     let text = explain(&cluster(lists, ""), "team", "job-whole-1").await.unwrap();
+    assert!(!text.contains("about to be reserved"), "{text}");
     let lines: Vec<&str> = text.lines().skip(3).take_while(|line| !line.is_empty()).collect();
     assert_eq!(
         lines,

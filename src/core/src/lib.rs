@@ -3,7 +3,7 @@
 //!
 //! * [`profile`], [`geometry`]: what a GPU model can be cut into.
 //! * [`memory`]: how much memory a GPU's slices can have together.
-//! * [`placement`]: where on a GPU a slice does the least harm.
+//! * [`engine`]: where on a GPU a slice does the least harm.
 //! * [`node`], [`workload`]: the world as a decision sees it.
 //! * [`hands`]: which slices in use are out of the reach of all claims.
 //! * [`ledger`]: one node's slices, claims and free resources, and what fits on it.
