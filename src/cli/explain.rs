@@ -80,7 +80,9 @@ fn text(workload: &Workload, explanation: Option<&Explanation>) -> String {
     match &explanation.pod_sets {
         Ok(pod_sets) => {
             let kept_out = explanation.over_quota.is_some();
-            pod_sets.iter().for_each(|pod_set| text.push_str(&of_pod_set(pod_set, kept_out)));
+            for pod_set in pod_sets {
+                text.push_str(&of_pod_set(pod_set, kept_out));
+            }
         }
         Err(why) => {
             let _ = writeln!(text, "{why}");

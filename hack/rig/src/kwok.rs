@@ -42,12 +42,26 @@ pub fn kwok(layout: &Layout<'_>, module: &Path) -> Result<ProcessSpec> {
 fn stages(layout: &Layout<'_>, module: &Path) -> Result<Vec<PathBuf>> {
     let folder = layout.dir.join("stages");
     fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
-    let mut stages: Vec<PathBuf> =
-        NODE_STAGES.iter().map(|stage| module.join("kustomize/stage").join(stage)).collect();
+    let mut stages = Vec::new();
+    for stage in NODE_STAGES {
+        let source = module.join("kustomize/stage").join(stage);
+        let file = folder.join(source.file_name().unwrap_or_default());
+        let text = fs::read_to_string(&source).with_context(|| format!("read {}", source.display()))?;
+        fs::write(&file, of_marked_nodes(&text)?).with_context(|| format!("write {}", file.display()))?;
+        stages.push(file);
+    }
     for (name, text) in POD_STAGES {
         let file = folder.join(name);
         fs::write(&file, text).with_context(|| format!("write {}", file.display()))?;
         stages.push(file);
     }
     Ok(stages)
+}
+
+/// A stage for marked nodes only: one that loses its mark has no more than the heartbeat that is due, where KWOK itself would go
+/// on with one after another.
+fn of_marked_nodes(stage: &str) -> Result<String> {
+    let mut stage: serde_json::Value = serde_saphyr::from_str(stage).context("read a stage of KWOK")?;
+    stage["spec"]["selector"]["matchAnnotations"] = serde_json::json!({FAKE_NODE.0: FAKE_NODE.1});
+    Ok(stage.to_string())
 }
