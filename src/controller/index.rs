@@ -198,11 +198,6 @@ impl Index {
         &self.flavors
     }
 
-    /// What is known of namespaces beside their quotas.
-    pub fn tallies(&self) -> &Tallies {
-        &self.tallies
-    }
-
     /// The AdmissionChecks and SlicePolicies.
     pub fn checks(&self) -> &Book {
         &self.checks

@@ -11,7 +11,8 @@ use slicegate_core::quota::{self, Charge, Job, Member, State};
 use slicegate_core::time::Timestamp;
 
 use crate::api::convert::quota::{Defaults, charge_of, charged_until, keys_of, quota};
-use crate::api::{gpu_memory, kueue};
+use crate::api::gpu_memory::{self, Unit};
+use crate::api::kueue;
 
 /// Charges are alike for the pods of a job; so many different ones are kept before those that nobody uses are looked for.
 const MOST_CHARGES: usize = 4096;
@@ -36,8 +37,8 @@ pub struct Tallies {
     limit_ranges: BTreeMap<(String, String), LimitRange>,
     /// The PriorityClasses with `globalDefault`.
     default_classes: BTreeSet<String>,
-    /// The labels of namespaces.
-    labels: BTreeMap<String, BTreeMap<String, String>>,
+    /// By namespace that counts the GPU memory of its pods: the resources that do.
+    memory: BTreeMap<String, &'static [Unit]>,
     charges: BTreeSet<Arc<Charge>>,
 }
 
@@ -49,14 +50,9 @@ impl Tallies {
         for (_, range) in self.limit_ranges.range(from..).take_while(|((within, _), _)| within == namespace) {
             defaults.limit(range);
         }
-        defaults.memory = self.labels.get(namespace).map_or(&[], gpu_memory::units);
+        defaults.memory = self.memory.get(namespace).copied().unwrap_or_default();
         defaults.priority_class = self.default_classes.first().map(|name| name.as_str().into());
         defaults
-    }
-
-    /// The labels of a namespace.
-    pub fn labels(&self, namespace: &str) -> Option<&BTreeMap<String, String>> {
-        self.labels.get(namespace)
     }
 
     /// Takes in a LimitRange.
@@ -93,20 +89,25 @@ impl Tallies {
         self.default_classes.retain(|name| names.contains(name));
     }
 
-    /// Takes in a Namespace. Whether its labels have changed.
+    /// Takes in a Namespace. Whether its pods are given other resources than before.
     pub fn set_namespace(&mut self, namespace: &Namespace) -> bool {
-        let labels = namespace.labels().clone();
-        self.labels.insert(namespace.name_any(), labels.clone()) != Some(labels)
+        let units = gpu_memory::units(namespace.labels());
+        let before = if units.is_empty() {
+            self.memory.remove(&namespace.name_any())
+        } else {
+            self.memory.insert(namespace.name_any(), units)
+        };
+        before.unwrap_or_default() != units
     }
 
     /// Forgets a Namespace.
     pub fn forget_namespace(&mut self, name: &str) {
-        self.labels.remove(name);
+        self.memory.remove(name);
     }
 
     /// Forgets all Namespaces but these.
     pub fn retain_namespaces(&mut self, names: &BTreeSet<String>) {
-        self.labels.retain(|name, _| names.contains(name));
+        self.memory.retain(|name, _| names.contains(name));
     }
 
     /// How a pod counts; `None` when its requests cannot be read, which the API server does not let happen.
