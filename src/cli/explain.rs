@@ -2,7 +2,6 @@
 
 use std::fmt::Write;
 
-use comfy_table::{Table, presets};
 use kube::{Client, ResourceExt};
 use slicegate_core::id::WorkloadUid;
 use slicegate_core::plan::{self, Cause, Explanation, Limits, PodSetView};
@@ -100,8 +99,7 @@ fn quotas(explanation: &Explanation) -> String {
     if explanation.quotas.is_empty() {
         return text;
     }
-    let mut table = Table::new();
-    table.load_style(presets::NOTHING);
+    let mut table = super::table();
     table.set_header(["RESOURCEQUOTA", "RESOURCE", "USED", "IN FLIGHT", "ASKED", "HARD", ""]);
     for line in &explanation.quotas {
         let figure = |amount| quantity(&line.resource, amount);
@@ -149,8 +147,7 @@ fn of_pod_set(view: &PodSetView, kept_out: bool) -> String {
 }
 
 fn nodes(view: &PodSetView) -> String {
-    let mut table = Table::new();
-    table.load_style(presets::NOTHING);
+    let mut table = super::table();
     table.set_header(["NODE", "FREE UNITS", "ANOTHER POD"]);
     for node in &view.nodes {
         let (free, all) = node.units;

@@ -11,7 +11,7 @@ pub mod simulate;
 use std::io::IsTerminal;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use comfy_table::Table;
+use comfy_table::{Table, presets};
 use kube::api::ListParams;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Api, Client, ResourceExt};
@@ -191,6 +191,13 @@ async fn read(client: Client, wanted: &[String]) -> Result<Vec<MIGNode>, Error> 
         node.metadata.managed_fields = None;
     }
     Ok(nodes)
+}
+
+/// A table as all of them look.
+fn table() -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING);
+    table
 }
 
 /// A table as text, without blanks at the ends of its lines.

@@ -1,6 +1,5 @@
 //! `kubectl slices nodes`.
 
-use comfy_table::{Table, presets};
 use kube::ResourceExt;
 
 use crate::api::MIGNode;
@@ -10,8 +9,7 @@ pub fn table(nodes: &[MIGNode]) -> String {
     if nodes.is_empty() {
         return "No MIGNodes: no node has a GPU with an agent.\n".to_owned();
     }
-    let mut table = Table::new();
-    table.load_style(presets::NOTHING);
+    let mut table = super::table();
     table.set_header(["NODE", "GPUS", "SLICES", "IN USE", "CLAIMED", "FOREIGN", "READY", "MESSAGE"]);
     for node in nodes {
         let status = node.status.clone().unwrap_or_default();

@@ -2,8 +2,6 @@
 
 use std::collections::BTreeMap;
 
-use comfy_table::{Table, presets};
-
 use super::{csv, mismatches};
 use crate::api::names::GPU_MEMORY;
 use crate::api::slice_quota_report::{Figures, Held, LocalQueue, ResourceQuota, SliceQuotaReportStatus};
@@ -21,8 +19,7 @@ struct Row<'s> {
 
 /// What a namespace may use and uses, for people.
 pub fn table(statuses: &[&SliceQuotaReportStatus], namespace: &str, wide: bool) -> String {
-    let mut queues = Table::new();
-    queues.load_style(presets::NOTHING);
+    let mut queues = crate::cli::table();
     let mut header = vec![
         "LOCALQUEUE",
         "CLUSTERQUEUE",
@@ -63,8 +60,7 @@ pub fn table(statuses: &[&SliceQuotaReportStatus], namespace: &str, wide: bool) 
     let budget = if quotas.is_empty() {
         "No ResourceQuota of the namespace is about MIG slices or their memory.\n".to_owned()
     } else {
-        let mut table = Table::new();
-        table.load_style(presets::NOTHING);
+        let mut table = crate::cli::table();
         table.set_header(["RESOURCEQUOTA", "RESOURCE", "HARD", "USED", "IN FLIGHT", "LEFT"]);
         for quota in quotas {
             let left = quota.hard.saturating_sub(quota.used.saturating_add(quota.in_flight));

@@ -1,6 +1,5 @@
 //! ClusterQueues and Cohorts.
 
-use comfy_table::{Table, presets};
 use slicegate_core::profile::RESOURCE_PREFIX;
 
 use super::{csv, mismatches, named, or_dash};
@@ -18,8 +17,7 @@ pub fn table(statuses: &[&SliceQuotaReportStatus], wide: bool) -> String {
         return "No SliceQuotaReports: there is no ClusterQueue, or the controller has not made any yet.\n"
             .to_owned();
     }
-    let mut sums = Table::new();
-    sums.load_style(presets::NOTHING);
+    let mut sums = crate::cli::table();
     let mut header = vec![
         "CLUSTERQUEUE",
         "COHORT",
@@ -55,8 +53,7 @@ pub fn table(statuses: &[&SliceQuotaReportStatus], wide: bool) -> String {
         }
         sums.add_row(row);
     }
-    let mut rows = Table::new();
-    rows.load_style(presets::NOTHING);
+    let mut rows = crate::cli::table();
     let mut header =
         vec!["CLUSTERQUEUE", "FLAVOR", "PROFILE", "NOMINAL", "RESERVED", "CLAIMED", "FREE", "POSSIBLE"];
     if wide {
